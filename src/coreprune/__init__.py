@@ -1,0 +1,11 @@
+"""Make trained PyTorch networks smaller without any of their data, and say how large the error can be."""
+
+from coreprune.api import apply, inspect, plan, prune
+from coreprune.errors import CorepruneError
+from coreprune.maths.methods import METHODS
+from coreprune.plan import Plan
+from coreprune.result import Pruned, load
+
+__version__ = "0.1.0"
+
+__all__ = ["METHODS", "CorepruneError", "Plan", "Pruned", "apply", "inspect", "load", "plan", "prune"]

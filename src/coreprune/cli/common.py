@@ -1,0 +1,166 @@
+"""What several commands share: how a model is named, the options of a request, progress."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from coreprune.errors import CheckpointError, InvalidInputError, UnknownNameError
+from coreprune.io.checkpoint import read_tensors
+from coreprune.maths.methods import METHODS
+
+__all__ = ["by_name", "factory_of", "model_of", "model_options", "progress_bar", "request_of", "request_options"]
+
+Decorator = Callable[[Any], Any]
+
+
+def factory_of(spec: str) -> Callable[[], nn.Module]:
+    """The function or class that ``module:name`` means; modules of the current directory count.
+
+    Raises:
+        UnknownNameError: no such module or name.
+    """
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise UnknownNameError(f"{spec!r} does not name a factory: write module:function, such as coreprune.demo:lenet")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UnknownNameError(f"{spec!r} cannot be found ({error}): check the module and the name") from error
+    if not callable(found):
+        raise InvalidInputError(
+            f"{spec!r} is a {type(found).__name__}: name a function or class that returns the model"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def model_of(spec: str, factory: str | None) -> nn.Module:
+    """The network that MODEL and --factory mean."""
+    if Path(spec).suffix in {".pt", ".pth", ".bin", ".pkl", ".safetensors"} or Path(spec).exists():
+        tensors = read_tensors(spec)
+        if factory is None:
+            raise InvalidInputError(
+                f"{spec} holds tensors only: name what makes the network with --factory module:name"
+            )
+        model = factory_of(factory)()
+        try:
+            model.load_state_dict(tensors, strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{spec} does not fit what {factory} makes ({reason}): name the right factory"
+            ) from None
+        return model
+    model = factory_of(spec)()
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"{spec!r} returned a {type(model).__name__}: name what returns a torch.nn.Module")
+    return model
+
+
+def example_of(shape: str | None) -> torch.Tensor | None:
+    """Zeros of the shape that --input names, such as 1x784."""
+    if shape is None:
+        return None
+    try:
+        sizes = [int(size) for size in shape.replace(",", "x").split("x")]
+        return torch.zeros(sizes)
+    except (ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"--input {shape!r} is not a shape: write one such as 1x784") from error
+
+
+def model_options(command: Any) -> Any:
+    """MODEL, --factory and --input."""
+    command = click.option("--input", "shape", metavar="SHAPE", help="Shape of one batch, such as 1x784.")(command)
+    command = click.option("--factory", metavar="MODULE:NAME", help="Makes the network of a .safetensors file.")(
+        command
+    )
+    return click.argument("model")(command)
+
+
+def request_options(command: Any) -> Any:
+    """What to remove and how."""
+    for option in reversed(
+        [
+            click.option(
+                "--remove", multiple=True, metavar="F|SITE=F", help="Fraction of parameters, or of a site's units."
+            ),
+            click.option("--units", multiple=True, metavar="SITE=K", help="Units a site keeps."),
+            click.option("--draws", multiple=True, metavar="SITE=M", help="The paper's draws with replacement."),
+            click.option("--method", default="sampling", show_default=True, help=f"One of {', '.join(METHODS)}."),
+            click.option("--ignore", multiple=True, metavar="SITE", help="Leave these sites whole (name, glob, re:)."),
+            click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]"),
+            click.option("--seed", type=int, default=0, show_default=True, help="Decides every random choice."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def request_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `request_options` as arguments of `coreprune.plan`."""
+    remove: Any = None
+    if options["remove"]:
+        plain = [text for text in options["remove"] if "=" not in text]
+        if len(plain) > 1 or (plain and len(options["remove"]) > 1):
+            raise InvalidInputError(
+                "--remove was given as one fraction and again: give one fraction, or SITE=F for each"
+            )
+        remove = _number(plain[0], float) if plain else by_name("--remove", options["remove"], float)
+    return {
+        "remove": remove,
+        "units": by_name("--units", options["units"], int) or None,
+        "draws": by_name("--draws", options["draws"], int) or None,
+        "method": options["method"],
+        "ignore": options["ignore"],
+        "radius": options["radius"],
+        "seed": options["seed"],
+    }
+
+
+def by_name(option: str, texts: tuple[str, ...], kind: type) -> dict[str, Any]:
+    """SITE=NUMBER, any number of times, as a dict."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not equals:
+            raise InvalidInputError(f"{option} {text!r} has no '=': write SITE=NUMBER")
+        found[name] = _number(value, kind)
+    return found
+
+
+def _number(text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{text!r} is not a number: give one") from error
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr while it is a terminal, and nothing otherwise."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+
+        def step(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{what} {name}".strip())
+
+        yield step

@@ -1,0 +1,56 @@
+"""``coreprune demo``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from coreprune.cli.common import progress_bar
+from coreprune.demo.run import WIDTHS, Row, rows
+from coreprune.errors import CheckpointError
+from coreprune.maths.methods import METHODS
+from coreprune.report.text import bytes_text, table
+from coreprune.result import Pruned
+
+__all__ = ["demo"]
+
+
+@click.command(short_help="A trained LeNet-300-100 made smaller, on real images.")
+@click.option("-o", "--output", default="coreprune-demo", show_default=True, help="Where a smaller network is written.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides every random choice.")
+def demo(output: str, as_json: bool, seed: int) -> None:
+    """Cut a trained LeNet-300-100 by every method and measure it on MNIST.
+
+    The network comes with the package, and so do the 10,000 MNIST test images,
+    which are used to measure and for nothing else. No fine-tuning.
+    """
+    target = Path(output)
+    if target.exists() and not (target / "structure.json").exists():
+        raise CheckpointError(f"{output} exists and is not a demo of before: give another place with --output")
+    kept: list[Pruned] = []
+    measured: list[Row] = []
+    with progress_bar("pruning") as progress:
+        for row in rows(seed, kept.append):
+            measured.append(row)
+            progress(len(measured), 1 + len(METHODS) * len(WIDTHS), f"{row.method} {row.widths}")
+    kept[0].save(target, force=True)
+    if as_json:
+        click.echo(json.dumps([row.to_json() for row in measured], indent=1))
+    else:
+        click.echo("LeNet-300-100 on 10,000 MNIST test images, no data used, no fine-tuning\n")
+        click.echo(demo_table(measured))
+        click.echo(f"\nthe network of the second row ({measured[1].method} {measured[1].widths}):\n{kept[0].summary()}")
+        click.echo(f"\nwritten to {output}/: load it with coreprune.load({output!r}, coreprune.demo.architecture)")
+
+
+def demo_table(measured: list[Row]) -> str:
+    """The rows as text."""
+    head = ["method", "widths", "parameters", "size", "test error %", "seconds"]
+    body = [
+        [r.method, r.widths, f"{r.params:,}", bytes_text(r.bytes), f"{r.test_error_percent:.2f}", f"{r.seconds:.3f}"]
+        for r in measured
+    ]
+    return table(head, body)

@@ -1,0 +1,32 @@
+"""``coreprune plan MODEL -o PLAN``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from coreprune import api
+from coreprune.cli.common import example_of, model_of, model_options, progress_bar, request_of, request_options
+from coreprune.report.text import table
+
+__all__ = ["plan"]
+
+
+@click.command(short_help="Decide which units go; nothing is cut.")
+@model_options
+@click.option("-o", "--output", required=True, metavar="PLAN", help="Directory to write the plan into.")
+@request_options
+@click.option("--force", is_flag=True, help="Replace PLAN if it is there.")
+def plan(model: str, factory: str | None, shape: str | None, output: str, force: bool, **options: Any) -> None:
+    """Decide which units go and what stands for them; nothing is cut.
+
+    Example: coreprune plan coreprune.demo:lenet -o plan/ --remove 0.5
+    """
+    network = model_of(model, factory)
+    with progress_bar("planning") as progress:
+        decided = api.plan(network, example_of(shape), progress=progress, **request_of(options))
+    decided.save(output, force=force)
+    rows = [[cut.site.name, f"{cut.site.units}", f"{cut.kept.numel()}"] for cut in decided.cuts]
+    click.echo(table(["site", "units", "kept"], rows))
+    click.echo(f"written to {output}")

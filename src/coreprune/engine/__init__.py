@@ -1,0 +1,1 @@
+"""Carrying a decision through a network, site by site."""

@@ -1,0 +1,23 @@
+"""Everything coreprune refuses, it refuses with one of these: what was asked, what was found, what to do."""
+
+from __future__ import annotations
+
+
+class CorepruneError(Exception):
+    """Base class of every error that the user can mend. The command line prints it on one line and exits 2."""
+
+
+class UnknownNameError(CorepruneError):
+    """A name (method, activation, site, command option) that is not in the table it is looked up in."""
+
+
+class InvalidInputError(CorepruneError):
+    """A value, shape or tensor that cannot be worked with."""
+
+
+class UnsupportedModelError(CorepruneError):
+    """A network, or a part of it, whose structure coreprune cannot follow."""
+
+
+class CheckpointError(CorepruneError):
+    """A file or directory that cannot be read, does not fit, or cannot be written."""

@@ -1,0 +1,1 @@
+"""Files: where tensors and plans live on disk, and nothing else."""

@@ -1,0 +1,63 @@
+"""Tensors on disk: safetensors only. A pickle is refused by its look, before anything is opened by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from coreprune.errors import CheckpointError
+
+__all__ = ["read_tensors", "write_tensors"]
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: no such file, a pickle, or not a valid safetensors file.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(8)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file} ({error.strerror}): check the path") from error
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise CheckpointError(
+            f"{file} is a pickle, which can run any code when it is opened, and was not opened: "
+            "save the state dict with safetensors.torch.save_file first"
+        )
+    try:
+        with safe_open(file, framework="pt") as reader:
+            return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file ({error}): write or copy it again") from error
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, each in memory of its own.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    whole = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in tensors.items()}
+    seen: dict[int, str] = {}
+    for name, tensor in whole.items():  # the format forbids shared memory, and names both in a tie
+        if (
+            tensor.numel() and seen.setdefault(tensor.untyped_storage().data_ptr(), name) != name
+        ) or tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes():
+            whole[name] = tensor.clone()
+    try:
+        save_file(whole, str(path), metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot write {path} ({error}): make room or choose another place") from error
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite (integers always are finite)."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

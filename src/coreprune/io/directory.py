@@ -1,0 +1,64 @@
+"""Directories that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from coreprune.errors import CheckpointError
+
+__all__ = ["new_directory"]
+
+
+@contextmanager
+def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Write into a temporary directory beside `path` and rename it when everything is written.
+
+    Args:
+        path: the directory to make.
+        force: replace a directory that is there. The old one goes only when the new one is whole.
+
+    Yields:
+        The temporary directory to write into.
+
+    Raises:
+        CheckpointError: the directory exists, or the disk refuses (full, read-only, …); then nothing is left behind.
+    """
+    target = Path(path)
+    if target.exists() and not force:
+        raise CheckpointError(f"{target} exists already: give another name, or --force (force=True) to replace it")
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file, not a directory: give another name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {target} ({error.strerror}): choose a place that can be written"
+        ) from error
+    try:
+        yield draft
+        draft.chmod(0o777 & ~_umask())
+        if target.exists():
+            old = draft.with_name(draft.name + ".old")
+            target.rename(old)
+            draft.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            draft.rename(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {target} ({error.strerror or error}): nothing was written, make room or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,117 @@
+"""One hidden layer, and what may stand for it: the two values that all of the mathematics speaks about."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coreprune.maths.activation import Activation
+
+__all__ = ["Coreset", "Layer"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A hidden layer of n units between d inputs and p outputs, on the ball ‖x‖ ≤ β:
+
+        y = W φ(P x + b) + c
+
+    The constant c of the readers plays no part in any choice and is left out. Several readers are
+    stacked in W, so that a unit is always one row of P, one entry of b and one column of W.
+
+    Attributes:
+        incoming: P, (n, d).
+        bias: b, (n,).
+        outgoing: W, (p, n).
+        activation: φ.
+        radius: β, in the units of the layer's input.
+    """
+
+    incoming: Tensor
+    bias: Tensor
+    outgoing: Tensor
+    activation: Activation
+    radius: float
+
+    @property
+    def units(self) -> int:
+        """N."""
+        return self.incoming.shape[0]
+
+    @property
+    def norms(self) -> Tensor:
+        """‖p_j‖ of the points p_j = (row j of P, b_j) in R^{d+1}, (n,)."""
+        return torch.sqrt(self.incoming.square().sum(1) + self.bias.square())
+
+    @property
+    def query_radius(self) -> float:
+        """R = √(1 + β²), the norm of a query (x, 1) at the edge of the ball."""
+        return math.sqrt(1.0 + self.radius**2)
+
+    def intervals(self) -> tuple[Tensor, Tensor]:
+        """Ends of the exact range b_j ∓ β‖P_j‖ of every pre-activation over the ball, (n,) each."""
+        reach = self.radius * self.incoming.norm(dim=1)
+        return self.bias - reach, self.bias + reach
+
+    def dead(self) -> Tensor:
+        """Units that are exactly 0 on the whole ball (for ReLU: b_j ≤ −β‖P_j‖), (n,) bool."""
+        return self.activation.supremum(*self.intervals()) == 0
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """φ(P x + b), (batch, n), for x of shape (batch, d)."""
+        return self.activation(x @ self.incoming.T + self.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """W φ(P x + b), (batch, p)."""
+        return self.hidden(x) @ self.outgoing.T
+
+
+@dataclass(frozen=True)
+class Coreset:
+    """k units that stand for n: unit j is replaced by Σ_s T_js · unit s + t_j.
+
+        W' = W T        c' = c + W t
+
+    Attributes:
+        indices: S, the kept units, (k,) int64, ascending.
+        mix: T, (n, k); or (k,) where a kept unit stands for itself alone and T is diagonal on S.
+        offset: t, (n,); None where it is zero.
+
+    Example:
+        >>> half = Coreset(torch.tensor([0, 2]), torch.tensor([2.0, 1.0]))
+        >>> half.outgoing(torch.ones(1, 3))
+        tensor([[2., 1.]])
+    """
+
+    indices: Tensor
+    mix: Tensor
+    offset: Tensor | None = None
+
+    @property
+    def units(self) -> int:
+        """K."""
+        return self.indices.numel()
+
+    def matrix(self, n: int) -> Tensor:
+        """T written out, (n, k)."""
+        if self.mix.dim() == 2:
+            return self.mix
+        full = self.mix.new_zeros(n, self.units)
+        full[self.indices, torch.arange(self.units, device=full.device)] = self.mix
+        return full
+
+    def outgoing(self, weight: Tensor) -> Tensor:
+        """W' = W T, (p, k), for W of shape (p, n)."""
+        return weight @ self.mix if self.mix.dim() == 2 else weight[:, self.indices] * self.mix
+
+    def constant(self, weight: Tensor) -> Tensor:
+        """C' − c = W t, (p,)."""
+        return weight.new_zeros(weight.shape[0]) if self.offset is None else weight @ self.offset
+
+    def apply(self, layer: Layer, x: Tensor) -> Tensor:
+        """ŷ − c = W' φ(P_S x + b_S) + W t, (batch, p): what the cut layer computes on x of shape (batch, d)."""
+        kept = layer.activation(x @ layer.incoming[self.indices].T + layer.bias[self.indices])
+        return kept @ self.outgoing(layer.outgoing).T + self.constant(layer.outgoing)

@@ -1,0 +1,186 @@
+"""Discovery in stacks: Linear layers and elementwise activations, one after the other.
+
+The forward pass is traced with torch.fx, so that nested `nn.Sequential`, own modules whose forward
+is such a stack, and functional calls look the same. What cannot be followed is refused with a reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.maths.activation import Activation
+from coreprune.model.activations import of_function, of_module
+from coreprune.model.site import Inspection, Location, Reader, Refusal, Site
+
+__all__ = ["discover"]
+
+_PASS = (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
+_PASS_CALLS = (nn.functional.dropout, "contiguous", "float", "double", "to")
+_RESHAPES = (torch.flatten, "flatten", "view", "reshape", torch.reshape)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One thing that happens to the activations on their way through the network."""
+
+    kind: str  # "linear", "activation", "reshape" or "other"
+    name: str
+    module: nn.Linear | None = None
+    activation: Activation | None = None
+
+
+def discover(model: nn.Module, example_inputs: Tensor | None = None) -> Inspection:
+    """Find every hidden layer of a stack that can be cut.
+
+    Args:
+        model: a stack of Linear layers and elementwise activations, in any nesting.
+        example_inputs: one batch, (batch, …); without it the input is taken to be (batch, in_features).
+
+    Returns:
+        Sites in forward order and the refusals with their reasons.
+
+    Raises:
+        InvalidInputError: not a module, or inputs that do not fit.
+        UnsupportedModelError: the forward pass is not a stack.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"a torch.nn.Module was expected, but this is a {type(model).__name__}: pass the model")
+    steps = [_step(model, node) for node in _chain(model)]
+    linears = [i for i, step in enumerate(steps) if step.kind == "linear"]
+    if not linears:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no Linear layer, so nothing can be cut: coreprune cuts the hidden units "
+            "between two Linear layers"
+        )
+    first = steps[linears[0]].module
+    assert first is not None
+    features = first.in_features
+    _check_inputs(model, features, example_inputs)
+    flat = example_inputs is None or example_inputs.dim() == 2 or any(s.kind == "reshape" for s in steps[: linears[0]])
+
+    uses = Counter(id(step.module.weight) for step in steps if step.module is not None)
+    uses |= Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    sites: list[Site] = []
+    refused: list[Refusal] = []
+    for here, there in zip(linears, [*linears[1:], len(steps)], strict=True):
+        between, reader = steps[here + 1 : there], steps[there] if there < len(steps) else None
+        reason = _refusal(steps[here], between, reader, uses, flat)
+        if reason:
+            refused.append(Refusal(steps[here].name, reason))
+        else:
+            assert reader is not None
+            sites.append(_site(steps[here], between, reader))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return Inspection(tuple(sites), tuple(refused), shapes, features)
+
+
+def _chain(model: nn.Module) -> list[fx.Node]:
+    """The nodes of the forward pass, which must follow each other one by one."""
+    try:
+        graph = fx.symbolic_trace(model).graph
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"the forward pass of {type(model).__name__} cannot be traced ({str(error).splitlines()[0]}): "
+            "only stacks of Linear layers and elementwise activations can be cut"
+        ) from error
+    nodes = [node for node in graph.nodes if node.users or node.op == "output"]
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise UnsupportedModelError(f"{type(model).__name__} takes {len(inputs)} inputs: a stack takes one tensor")
+    for before, node in pairwise(nodes):
+        if list(before.users) != [node] or node.all_input_nodes != [before]:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is not a stack: the result of '{_path(before)}' is used by "
+                f"{len(before.users)} later steps or joined with others at '{_path(node)}'"
+            )
+    if nodes[-1].op != "output" or not isinstance(nodes[-1].args[0], fx.Node):
+        raise UnsupportedModelError(f"{type(model).__name__} does not return one tensor, as a stack does")
+    return nodes[1:-1]
+
+
+def _path(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _step(model: nn.Module, node: fx.Node) -> _Step:
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        if type(module) is nn.Linear:
+            return _Step("linear", str(node.target), module=module)
+        if isinstance(module, _PASS):
+            return _Step("activation", str(node.target), activation=of_module(nn.Identity()))
+        if isinstance(module, nn.Flatten):
+            return _Step("reshape", str(node.target))
+        phi = of_module(module)
+        return _Step("activation" if phi else "other", f"{node.target} ({type(module).__name__})", activation=phi)
+    target: Any = node.target
+    if target in _PASS_CALLS:
+        return _Step("activation", node.name, activation=of_module(nn.Identity()))
+    if target in _RESHAPES:
+        return _Step("reshape", node.name)
+    phi = of_function(target, tuple(node.args[1:]), dict(node.kwargs))
+    return _Step("activation" if phi else "other", node.name, activation=phi)
+
+
+def _refusal(here: _Step, between: list[_Step], reader: _Step | None, uses: Counter[int], flat: bool) -> str | None:
+    """Why the units between two Linear layers cannot be cut, or None if they can."""
+    if reader is None:
+        return "its units are the network's output"
+    strange = [step.name for step in between if step.kind == "other"]
+    if strange:
+        return f"no elementwise activation is known for {strange[0]}"
+    bent = [step.activation.name for step in between if step.activation and step.activation.name != "identity"]
+    if len(bent) > 1:
+        return f"{len(bent)} activations follow each other ({', '.join(bent)})"
+    if not flat and any(step.kind == "reshape" for step in between):
+        return "its units are reshaped before they are read"
+    for step in (here, reader):
+        assert step.module is not None
+        if uses[id(step.module.weight)] > 1:
+            return f"the weight of {step.name} is used more than once"
+        if getattr(step.module, "parametrizations", None) or hasattr(step.module, "weight_g"):
+            return f"{step.name} is parametrised: remove the parametrisation first"
+    return None
+
+
+def _site(here: _Step, between: list[_Step], reader: _Step) -> Site:
+    assert here.module is not None
+    bent = [step.activation for step in between if step.activation and step.activation.name != "identity"]
+    phi = bent[0] if bent else of_module(nn.Identity())
+    assert phi is not None
+    return Site(
+        name=here.name,
+        kind="linear",
+        units=here.module.out_features,
+        activation=phi.name,
+        parameters=phi.parameters,
+        incoming=Location(f"{here.name}.weight", 0),
+        bias=None if here.module.bias is None else Location(f"{here.name}.bias", 0),
+        readers=(Reader(Location(f"{reader.name}.weight", 1), f"{reader.name}.bias"),),
+    )
+
+
+def _check_inputs(model: nn.Module, features: int, example_inputs: Tensor | None) -> None:
+    """Run the model once on the example, so that a wrong shape is told before anything is decided."""
+    if example_inputs is None:
+        return
+    if not isinstance(example_inputs, Tensor):
+        raise InvalidInputError(
+            f"example_inputs is a {type(example_inputs).__name__}: a stack takes one tensor "
+            f"whose last axis has {features}"
+        )
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(example_inputs)
+    except (RuntimeError, IndexError) as error:
+        raise InvalidInputError(
+            f"example_inputs of shape {tuple(example_inputs.shape)} do not fit the model, whose first Linear layer "
+            f"reads {features} features: pass one batch as the model takes it"
+        ) from error

@@ -1,0 +1,158 @@
+"""The plan: everything that was decided, as data. Applying comes last and asks nothing more.
+
+A plan is JSON with its matrices in a safetensors file beside it. It turns into a list of tensor
+edits, and the same list cuts a live module, a state dict or a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreprune.errors import CheckpointError
+from coreprune.io.checkpoint import read_tensors, write_tensors
+from coreprune.io.directory import new_directory
+from coreprune.io.sidecar import read_json, write_json
+from coreprune.maths.layer import Coreset
+from coreprune.model.site import Shape, Site
+from coreprune.surgery.edits import Add, Edit, Mix, Take, constant
+
+__all__ = ["Cut", "Plan"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What becomes of one site.
+
+    Attributes:
+        site: the site.
+        coresets: one for each of its readers; all keep the same units.
+        evidence: what is known of the error, as plain data.
+    """
+
+    site: Site
+    coresets: tuple[Coreset, ...]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices of the kept units, (k,) int64, ascending."""
+        return self.coresets[0].indices
+
+    def edits(self, read: Callable[[str], Tensor]) -> list[Edit]:
+        """The edits that carry the cut out.
+
+        Args:
+            read: gives a tensor of the dense network by name.
+        """
+        own = [self.site.incoming] + ([self.site.bias] if self.site.bias else [])
+        edits: list[Edit] = [Take(at, self.kept, self.site.units) for at in own]
+        for reader, coreset in zip(self.site.readers, self.coresets, strict=True):
+            if coreset.offset is not None:
+                edits.append(Add(reader.bias, constant(read(reader.weight.tensor), reader.weight, coreset.offset)))
+            edits.append(Mix(reader.weight, coreset.matrix(self.site.units)))
+        return edits
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cuts of a network, in forward order.
+
+    Attributes:
+        cuts: one for each site that shrinks.
+        recipe: how the plan came about (method, prior, seed, what was asked): enough to make it again.
+        shapes: shapes of the dense tensors, by name, which `apply` compares.
+
+    Example:
+        >>> plan = Plan((), {"method": "sampling"}, {"0.weight": (3, 2)})
+        >>> plan.edits({}.__getitem__)
+        []
+    """
+
+    cuts: tuple[Cut, ...]
+    recipe: Mapping[str, Any]
+    shapes: Mapping[str, Shape]
+
+    def edits(self, read: Callable[[str], Tensor]) -> list[Edit]:
+        """All tensor edits, in order."""
+        return [edit for cut in self.cuts for edit in cut.edits(read)]
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Units kept, by site."""
+        return {cut.site.name: cut.kept.numel() for cut in self.cuts}
+
+    def check(self, shapes: Mapping[str, Shape]) -> None:
+        """Raise CheckpointError if the plan was made for other tensors than these."""
+        for name, shape in self.shapes.items():
+            if tuple(shapes.get(name, ())) != tuple(shape):
+                found = f"it is {tuple(shapes[name])} here" if name in shapes else "there is none here"
+                raise CheckpointError(
+                    f"the plan was made for a network whose {name} is {tuple(shape)}, but {found}: "
+                    "apply it to the network it was made for"
+                )
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write plan.json and plan.safetensors into a new directory."""
+        with new_directory(path, force=force) as draft:
+            write_tensors(draft / "plan.safetensors", self._tensors())
+            write_json(draft / "plan.json", "plan", FORMAT, self._body())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: not a plan, or a damaged one.
+        """
+        body = read_json(Path(path) / "plan.json", "plan", FORMAT)
+        tensors = read_tensors(Path(path) / "plan.safetensors")
+        try:
+            return cls(
+                tuple(_read_cut(cut, tensors) for cut in body["cuts"]),
+                body["recipe"],
+                {name: tuple(shape) for name, shape in body["shapes"].items()},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the plan in {path} is damaged ({error!r}): make it again") from error
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "recipe": dict(self.recipe),
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "cuts": [{"site": cut.site.to_json(), "evidence": dict(cut.evidence)} for cut in self.cuts],
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for cut in self.cuts:
+            tensors[f"{cut.site.name}/kept"] = cut.kept
+            for r, coreset in enumerate(cut.coresets):
+                tensors[f"{cut.site.name}/{r}/mix"] = coreset.mix
+                if coreset.offset is not None:
+                    tensors[f"{cut.site.name}/{r}/offset"] = coreset.offset
+        return tensors
+
+
+def _read_cut(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cut:
+    site = Site.from_json(body["site"])
+    kept = tensors[f"{site.name}/kept"]
+    if kept.dtype != torch.int64 or kept.dim() != 1 or not 0 < kept.numel() <= site.units:
+        raise ValueError(f"kept units of {site.name}")
+    if bool((kept.diff() <= 0).any()) or int(kept[0]) < 0 or int(kept[-1]) >= site.units:
+        raise ValueError(f"kept units of {site.name}")
+    coresets = tuple(
+        Coreset(kept, tensors[f"{site.name}/{r}/mix"], tensors.get(f"{site.name}/{r}/offset"))
+        for r in range(len(site.readers))
+    )
+    for coreset in coresets:
+        if tuple(coreset.mix.shape) not in {(kept.numel(),), (site.units, kept.numel())}:
+            raise ValueError(f"replacement matrix of {site.name}")
+    return Cut(site, coresets, body["evidence"])

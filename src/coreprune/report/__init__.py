@@ -1,0 +1,1 @@
+"""What is shown: numbers first, then text."""

@@ -1,0 +1,1 @@
+"""Tensor edits and their application. Gets indices and matrices, never asks why."""
