@@ -105,8 +105,11 @@ def _evidence(layer: Layer, coreset: Coreset, draws: int | None, delta: float = 
     known: dict[str, Any] = {"domain": f"ball of radius {layer.radius:.4g}", "radius": layer.radius}
     if math.isinf(layer.activation.lipschitz):
         return known
-    m = draws if draws is not None else draws_for_units(sensitivity(layer), coreset.units)
-    total = total_sensitivity(layer)
+    s = sensitivity(layer)
+    if not bool(s.any()):
+        return known
+    m = draws if draws is not None else draws_for_units(s, coreset.units)
+    total = total_sensitivity(layer, s / s.sum())
     return known | {
         "theorem_draws": m,
         "theorem_delta": delta,

@@ -10,6 +10,7 @@ Facts
 ``knots``       every point where φ, φ' or φ'' jumps
 ``curvature``   sup |φ''| away from the knots
 ``scale``       length over which φ bends; beyond ≈ 40 scales it is its own asymptote
+``spline``      for piecewise polynomials of degree ≤ 2, the jumps at their knots
 
 A continuous function on [l, u] takes its extreme values at l, at u or at a local extremum, so
 range and envelope below are exact, for monotone and non-monotone φ alike.
@@ -26,9 +27,31 @@ from torch import Tensor
 
 from coreprune.errors import UnknownNameError
 
-__all__ = ["ACTIVATIONS", "Activation", "activation"]
+__all__ = ["ACTIVATIONS", "Activation", "Spline", "activation"]
 
 SQRT2 = math.sqrt(2.0)
+
+
+@dataclass(frozen=True)
+class Spline:
+    """φ(z) = c + m z + Σ_t [J₀ 1(z ≥ t) + J₁ (z − t)₊ + J₂ (z − t)₊² / 2].
+
+    Attributes:
+        constant: c. slope: m, of the leftmost piece.
+        jumps: (t, J₀, J₁, J₂) of every knot: what φ, φ' and φ'' jump by at t.
+    """
+
+    constant: float = 0.0
+    slope: float = 0.0
+    jumps: tuple[tuple[float, float, float, float], ...] = ()
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """φ(z), elementwise."""
+        value = self.constant + self.slope * z
+        for t, j0, j1, j2 in self.jumps:
+            over = (z - t).clamp(min=0)
+            value = value + j0 * (z >= t) + j1 * over + j2 / 2 * over.square()
+        return value
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,7 @@ class Activation:
         knots: all points where φ, φ' or φ'' is discontinuous.
         homogeneous: φ(cz) = c φ(z) for every c ≥ 0.
         scale: natural length of φ: outside |z| ≤ 40·scale it equals its asymptote to 1e-16.
+        spline: φ written as a piecewise polynomial, if it is one.
         parameters: the numbers the function was made with, for writing it down.
 
     Example:
@@ -63,6 +87,7 @@ class Activation:
     knots: tuple[float, ...] = ()
     homogeneous: bool = False
     scale: float = 1.0
+    spline: Spline | None = None
     parameters: tuple[tuple[str, float], ...] = ()
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -168,6 +193,7 @@ def _leaky_relu(slope: float = 0.01) -> Activation:
         extrema=(0.0,) if slope < 0 else (),
         knots=(0.0,),
         homogeneous=True,
+        spline=Spline(slope=slope, jumps=((0.0, 0.0, 1 - slope, 0.0),)),
         parameters=(("slope", slope),),
     )
 
@@ -191,6 +217,7 @@ def _hardtanh(low: float = -1.0, high: float = 1.0) -> Activation:
         lipschitz=1.0,
         knots=(low, high),
         scale=max(1.0, (high - low) / 2),
+        spline=Spline(constant=low, jumps=((low, 0.0, 1.0, 0.0), (high, 0.0, -1.0, 0.0))),
         parameters=(("low", low), ("high", high)),
     )
 
@@ -210,16 +237,26 @@ _SELU_ALPHA, _SELU_GAIN = 1.6732632423543772, 1.0507009873554805
 
 #: name → maker. A maker takes the activation's own parameters (slope, alpha, …) as keywords.
 ACTIVATIONS: dict[str, Callable[..., Activation]] = {
-    "identity": lambda: Activation("identity", _identity, lipschitz=1.0, homogeneous=True),
+    "identity": lambda: Activation("identity", _identity, lipschitz=1.0, homogeneous=True, spline=Spline(slope=1.0)),
     # the paper's family [M19, table 1]: non-negative and, but for the Gaussian, non-decreasing
-    "relu": lambda: Activation("relu", _relu, lipschitz=1.0, knots=(0.0,), homogeneous=True),
+    "relu": lambda: Activation(
+        "relu", _relu, lipschitz=1.0, knots=(0.0,), homogeneous=True, spline=Spline(jumps=((0.0, 0.0, 1.0, 0.0),))
+    ),
     "softplus": _scaled_softplus,
     "sigmoid": lambda: Activation("sigmoid", torch.sigmoid, lipschitz=0.25, curvature=1 / (6 * math.sqrt(3))),
-    "binary_step": lambda: Activation("binary_step", _step, lipschitz=math.inf, knots=(0.0,)),
+    "binary_step": lambda: Activation(
+        "binary_step", _step, lipschitz=math.inf, knots=(0.0,), spline=Spline(jumps=((0.0, 1.0, 0.0, 0.0),))
+    ),
     "soft_clipping": lambda: Activation(
         "soft_clipping", _soft_clipping, lipschitz=math.tanh(0.25), curvature=1 / (6 * math.sqrt(3))
     ),
-    "relu6": lambda: Activation("relu6", _relu6, lipschitz=1.0, knots=(0.0, 6.0)),
+    "relu6": lambda: Activation(
+        "relu6",
+        _relu6,
+        lipschitz=1.0,
+        knots=(0.0, 6.0),
+        spline=Spline(jumps=((0.0, 0.0, 1.0, 0.0), (6.0, 0.0, -1.0, 0.0))),
+    ),
     "gaussian": lambda: Activation(
         "gaussian", _gaussian, lipschitz=math.sqrt(2 / math.e), curvature=2.0, extrema=(0.0,)
     ),
@@ -235,9 +272,23 @@ ACTIVATIONS: dict[str, Callable[..., Activation]] = {
     ),
     "tanh": lambda: Activation("tanh", torch.tanh, lipschitz=1.0, curvature=4 / (3 * math.sqrt(3))),
     "hardtanh": _hardtanh,
-    "hardsigmoid": lambda: Activation("hardsigmoid", _hardsigmoid, lipschitz=1 / 6, knots=(-3.0, 3.0), scale=3.0),
+    "hardsigmoid": lambda: Activation(
+        "hardsigmoid",
+        _hardsigmoid,
+        lipschitz=1 / 6,
+        knots=(-3.0, 3.0),
+        scale=3.0,
+        spline=Spline(jumps=((-3.0, 0.0, 1 / 6, 0.0), (3.0, 0.0, -1 / 6, 0.0))),
+    ),
     "hardswish": lambda: Activation(
-        "hardswish", _hardswish, lipschitz=1.5, curvature=1 / 3, extrema=(-1.5,), knots=(-3.0, 3.0), scale=3.0
+        "hardswish",
+        _hardswish,
+        lipschitz=1.5,
+        curvature=1 / 3,
+        extrema=(-1.5,),
+        knots=(-3.0, 3.0),
+        scale=3.0,
+        spline=Spline(jumps=((-3.0, 0.0, -0.5, 1 / 3), (3.0, 0.0, -0.5, -1 / 3))),
     ),
     "gelu": lambda: Activation(
         "gelu",

@@ -45,9 +45,18 @@ def lipschitz_sensitivity(layer: Layer) -> Tensor:
     return layer.outgoing.abs().amax(0) * (abs(phi.at_zero) + phi.lipschitz * layer.query_radius * layer.norms)
 
 
-def total_sensitivity(layer: Layer) -> float:
-    """T = Σ_j s_j, in the units of the layer's output."""
-    return float(lipschitz_sensitivity(layer).double().sum())
+def total_sensitivity(layer: Layer, probability: Tensor | None = None) -> float:
+    """T = Σ_j s_j, in the units of the layer's output; B = max_j s_j / pr(j) for draws with other probabilities.
+
+    Args:
+        layer: the layer.
+        probability: pr, (n,), if units are not drawn with pr ∝ s. Units that are dead on the ball need none.
+    """
+    s = lipschitz_sensitivity(layer).double()
+    if probability is None:
+        return float(s.sum())
+    alive = (s > 0) & ~layer.dead()
+    return float((s[alive] / probability.double()[alive]).max()) if bool(alive.any()) else 0.0
 
 
 def _constant(delta: float, outputs: int) -> float:

@@ -1,0 +1,41 @@
+"""Where results go, and what every record says of the run that made it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import coreprune
+
+__all__ = ["results", "write_record"]
+
+
+def results() -> Path:
+    """The folder of tables, figures and records, made if it is not there."""
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def write_record(name: str, body: Mapping[str, Any]) -> None:
+    """Write body as JSON, with versions, commit, machine and date."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    about = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip(),
+        "coreprune": coreprune.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    (results() / f"{name}.json").write_text(json.dumps({"about": about, **body}, indent=1) + "\n")
