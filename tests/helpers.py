@@ -125,7 +125,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 
 def worst_error(layer: Layer, cut: Callable[[Tensor], Tensor], *, starts: int = 8, steps: int = 60) -> float:
-    """The largest |y_i − ŷ_i| that gradient ascent finds over the ball, from several starts for each output and sign."""
+    """The largest |y_i − ŷ_i| that gradient ascent finds over the ball, for each output and sign."""
     d, p = layer.incoming.shape[1], layer.outgoing.shape[0]
     x = in_ball(starts * p * 2, d, layer.radius, seed=7)
     rows = torch.arange(len(x))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coreprune.budget import Remove, matching, widths
-from coreprune.engine.local import Progress, decide
+from coreprune.budget import Remove, allocate, check_fraction, matching, widths
+from coreprune.engine.local import Progress, Request, curves, decide
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.maths.methods import method as method_named
 from coreprune.model.site import Inspection
 from coreprune.model.stack import discover
 from coreprune.plan import Plan
+from coreprune.priors.data import Data
+from coreprune.priors.gaussian import Gaussian
 from coreprune.result import Pruned
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.edits import edited
@@ -49,8 +52,12 @@ def plan(
     *,
     remove: Remove | None = None,
     units: Mapping[str, int] | None = None,
+    budget: Mapping[str, float | str] | None = None,
     draws: Mapping[str, int] | None = None,
-    method: str = "sampling",
+    method: str = "kernel",
+    prior: Gaussian | Data | None = None,
+    data: Iterable[Any] | None = None,
+    reweight: bool = False,
     ignore: Iterable[str] = (),
     radius: float | None = None,
     seed: int = 0,
@@ -63,16 +70,22 @@ def plan(
         example_inputs: one batch as the model takes it, (batch, …).
         remove: fraction of all parameters to remove, in [0, 1); or a fraction of units by site.
         units: exact numbers of units to keep, by site name or glob.
+        budget: ``{"params": 6e4 | "60%"}``, or the same with ``flops``, ``bytes``; or ``{"error": 0.05}``,
+            the relative error of the outputs that the prior predicts.
         draws: the paper's draws with replacement, by site name or glob; the survivors are fewer. Only for "sampling".
         method: a key of `coreprune.METHODS`.
+        prior: the law of the inputs; default `Gaussian()`, mean 0 and standard deviation β/√d.
+        data: a loader of inputs to measure on instead, short for ``prior=Data(loader)``.
+        reweight: give the units that another method chose their least-squares weights under the prior.
         ignore: sites to leave whole, by name, glob or ``re:``.
-        radius: β, the largest ‖x‖ that the guarantee speaks of; default √d for d input features, the
-            norm of an input whose features are all 1.
+        radius: β, the largest ‖x‖ that the worst-case statements speak of; default √d for d input
+            features, the norm of an input whose features are all 1.
         seed: decides every random choice.
         progress: called with (done, all, name) before each site.
 
     Returns:
-        The plan, to be looked at, saved, and applied.
+        The plan, to be looked at, saved, and applied. A fraction or budget is shared out over the sites
+        by their error curves for "kernel" and "refined", and as one fraction of units otherwise.
 
     Raises:
         CorepruneError: one of its kinds, with what was asked, what was found and what to do.
@@ -83,34 +96,49 @@ def plan(
         {'0': 3}
     """
     chosen = method_named(method)
-    inspection = discover(model, example_inputs)
-    if not inspection.sites:
-        reasons = "; ".join(f"{r.name}: {r.reason}" for r in inspection.refused)
+    found = discover(model, example_inputs)
+    if not found.sites:
+        reasons = "; ".join(f"{r.name}: {r.reason}" for r in found.refused)
         raise UnsupportedModelError(f"{type(model).__name__} has no layer that can be cut ({reasons})")
     if draws is not None and method != "sampling":
         raise InvalidInputError(f"draws= was asked of method={method!r}: only 'sampling' draws, so use units=")
-    draws_of = {site.name: m for pattern, m in (draws or {}).items() for site in matching(inspection.sites, pattern)}
-    if draws is not None and remove is None and units is None:
-        kept: dict[str, int] = {}
-    else:
-        kept = widths(inspection, remove=remove, units=units, ignore=ignore)
-    beta = _radius(radius, inspection.features)
+    if prior is not None and data is not None:
+        raise InvalidInputError("both prior= and data= were given: give one of them")
     tensors = model.state_dict()
     check_finite(tensors)
-    cuts = decide(inspection.sites, tensors, kept, chosen, radius=beta, seed=seed, draws=draws_of, progress=progress)
+    draws_of = {site.name: m for pattern, m in (draws or {}).items() for site in matching(found.sites, pattern)}
+    law = Data(data) if data is not None else prior if prior is not None else Gaussian()
+    beta = _radius(radius, found.features)
+    request = Request(chosen, law, beta, seed, reweight, draws_of, progress)
+    ignore = tuple(ignore)
+    asked = (remove, units, budget)
+    if sum(one is not None for one in asked) + (draws is not None and asked == (None, None, None)) != 1:
+        raise InvalidInputError(
+            "say one of remove= (a fraction), units= (exact widths) and budget=, not several or none"
+        )
+    kept: dict[str, int] = {}
+    if budget is not None or (isinstance(remove, float) and remove > 0 and chosen.law):
+        left = budget if budget is not None else {"params": _left(remove)}
+        item = next(iter(tensors.values())).element_size()
+        kept = allocate(found, curves(model, found, tensors, request), left, ignore=ignore, itemsize=item)
+    elif asked != (None, None, None):
+        kept = widths(found, remove=remove, units=units, ignore=ignore)
+    cuts = decide(model, found, tensors, kept, request)
     recipe = {
         "method": method,
+        "reweight": reweight,
         "remove": dict(remove) if isinstance(remove, Mapping) else remove,
         "units": None if units is None else dict(units),
+        "budget": None if budget is None else dict(budget),
         "draws": draws_of or None,
         "ignore": list(ignore),
         "radius": beta,
-        "radius_from": "given" if radius is not None else f"√d for d = {inspection.features} input features",
+        "radius_from": "given" if radius is not None else f"√d for d = {found.features} input features",
         "seed": seed,
-        "prior": "none: worst case over the ball",
-        "data_used": False,
+        "prior": law.named(found.features, beta),
+        "data_used": law.data_used,
     }
-    return Plan(cuts, recipe, inspection.shapes)
+    return Plan(cuts, recipe, found.shapes)
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> Pruned:
@@ -138,7 +166,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> Pruned:
     """
     state = model.state_dict()
     plan.check({name: tuple(tensor.shape) for name, tensor in state.items()})
-    changed = edited(plan.edits(state.__getitem__), state)
+    changed = edited(plan.edits(state), state)
     small = model if inplace else spared_copy(model, changed)
     before = sum(t.numel() for t in state.values()), sum(t.numel() * t.element_size() for t in state.values())
     install(small, changed)
@@ -146,16 +174,47 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> Pruned:
 
 
 def prune(
-    model: nn.Module, example_inputs: Tensor | None = None, *, inplace: bool = False, **request: object
+    model: nn.Module,
+    example_inputs: Tensor | None = None,
+    *,
+    remove: Remove | None = None,
+    units: Mapping[str, int] | None = None,
+    budget: Mapping[str, float | str] | None = None,
+    draws: Mapping[str, int] | None = None,
+    method: str = "kernel",
+    prior: Gaussian | Data | None = None,
+    data: Iterable[Any] | None = None,
+    reweight: bool = False,
+    ignore: Iterable[str] = (),
+    radius: float | None = None,
+    seed: int = 0,
+    inplace: bool = False,
+    progress: Progress | None = None,
 ) -> Pruned:
-    """Plan and apply in one step; the arguments are those of `plan`.
+    """Plan and apply in one step; the arguments are those of `plan` and `apply`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> prune(net, remove=0.5).parameters
         23
     """
-    return apply(model, plan(model, example_inputs, **request), inplace=inplace)  # type: ignore[arg-type]
+    decided = plan(
+        model,
+        example_inputs,
+        remove=remove,
+        units=units,
+        budget=budget,
+        draws=draws,
+        method=method,
+        prior=prior,
+        data=data,
+        reweight=reweight,
+        ignore=ignore,
+        radius=radius,
+        seed=seed,
+        progress=progress,
+    )
+    return apply(model, decided, inplace=inplace)
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -166,6 +225,13 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
             raise InvalidInputError(
                 f"{name} holds {bad} values that are NaN or infinite: nothing can be said of such a network, mend it"
             )
+
+
+def _left(remove: Remove | None) -> str:
+    """A fraction of parameters to remove as the share that may be left."""
+    assert isinstance(remove, (int, float))
+    check_fraction(remove)
+    return f"{100 * (1 - remove)!r}%"
 
 
 def _radius(radius: float | None, features: int) -> float:

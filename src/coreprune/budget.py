@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from coreprune.errors import InvalidInputError, UnknownNameError
-from coreprune.model.site import Inspection, Site, parameters_after
+import torch
+from torch import Tensor
 
-__all__ = ["Remove", "matching", "widths"]
+from coreprune.errors import InvalidInputError, UnknownNameError
+from coreprune.model.site import Inspection, Shape, Site, parameters_after
+
+__all__ = ["Remove", "allocate", "check_fraction", "matching", "widths"]
 
 Remove = float | Mapping[str, float]
 
@@ -62,8 +66,103 @@ def widths(
     if isinstance(remove, Mapping):
         return _fractions(sites, remove)
     assert remove is not None
-    _check_fraction(remove)
+    check_fraction(remove)
     return _evenly(inspection, sites, remove)
+
+
+def allocate(
+    inspection: Inspection,
+    curves: Mapping[str, Tensor],
+    budget: Mapping[str, float | str],
+    *,
+    ignore: Iterable[str] = (),
+    itemsize: int = 4,
+) -> dict[str, int]:
+    """Units to keep so that the summed error of all sites is least for what the network may cost.
+
+    One Lagrangian over the error curves: each site keeps argmin_k err(k) + λ·cost·k, with the cost of a
+    unit taken at the widths of its neighbours, and λ is found by bisection.
+
+    Args:
+        inspection: the sites.
+        curves: err(k), k = 0 … n, by site, each a share of the variance of the site's own readers.
+        budget: one of ``params``, ``flops`` (per input), ``bytes``: the most that may be left, as a number
+            or as "60%" of the dense network's; or ``error``: the largest √(Σ err), the relative root
+            mean square error if the sites' errors add up.
+        ignore: sites to leave whole.
+        itemsize: bytes per entry.
+
+    Raises:
+        InvalidInputError: a budget that is not known or cannot be met.
+    """
+    if len(budget) != 1:
+        raise InvalidInputError(
+            f"the budget {dict(budget)} has {len(budget)} entries: give one of params, flops, bytes, error"
+        )
+    ((kind, asked),) = budget.items()
+    ignored = {site.name for pattern in ignore for site in matching(inspection.sites, pattern)}
+    sites = [site for site in inspection.sites if site.name not in ignored]
+    weights = _cost_shapes(inspection, kind)
+    dense = parameters_after(weights, [], {})
+    scale = {"params": 1, "bytes": itemsize, "flops": 2, "error": 1}[kind]
+    limit = _limit(kind, asked, dense * scale)
+
+    def at(log_price: float) -> dict[str, int]:
+        kept = {site.name: site.units for site in sites}
+        for _ in range(6):  # the cost of a unit depends on its neighbours' widths
+            now = parameters_after(weights, sites, kept)
+            each = {
+                site.name: now - parameters_after(weights, sites, kept | {site.name: kept[site.name] - 1})
+                for site in sites
+            }
+            new = {
+                site.name: _cheapest(curves[site.name], math.exp(log_price) * each[site.name] / dense) for site in sites
+            }
+            if new == kept:
+                break
+            kept = new
+        return kept
+
+    def within(kept: Mapping[str, int]) -> bool:
+        if kind == "error":
+            return math.sqrt(sum(float(curves[name][k]) for name, k in kept.items())) <= limit
+        return parameters_after(weights, sites, kept) * scale <= limit
+
+    low, high = -40.0, 40.0  # log prices; the network shrinks as the price rises
+    if kind != "error" and not within({site.name: 1 for site in sites}):
+        raise InvalidInputError(
+            f"{kind}={asked} was asked, but one unit left in every site still costs more: ask for more"
+        )
+    for _ in range(60):
+        middle = (low + high) / 2
+        fits = within(at(middle))
+        low, high = (middle, high) if fits == (kind == "error") else (low, middle)
+    return at(low if kind == "error" else high)
+
+
+def _cheapest(curve: Tensor, price: float) -> int:
+    """argmin_{1 ≤ k ≤ n} err(k) + price·k."""
+    units = torch.arange(1, curve.numel(), dtype=curve.dtype)
+    return 1 + int((curve[1:] + price * units).argmin())
+
+
+def _cost_shapes(inspection: Inspection, kind: str) -> dict[str, Shape]:
+    """The tensors that a budget counts: all of them, or for multiply-adds the matrices."""
+    if kind not in {"params", "flops", "bytes", "error"}:
+        raise InvalidInputError(f"a budget of {kind!r} is not known: give one of params, flops, bytes, error")
+    return {name: shape for name, shape in inspection.shapes.items() if kind != "flops" or len(shape) >= 2}
+
+
+def _limit(kind: str, asked: float | str, dense: float) -> float:
+    try:
+        if isinstance(asked, str) and asked.endswith("%"):
+            return float(asked[:-1]) / 100 * (1 if kind == "error" else dense)
+        limit = float(asked)
+    except ValueError as error:
+        raise InvalidInputError(f"{kind}={asked!r} is not a number or a percentage: write 60000 or '60%'") from error
+    if not limit > 0:
+        raise InvalidInputError(f"{kind}={asked!r} was asked: give a positive budget")
+    return limit
 
 
 def _exact(sites: Sequence[Site], units: Mapping[str, int]) -> dict[str, int]:
@@ -82,7 +181,7 @@ def _exact(sites: Sequence[Site], units: Mapping[str, int]) -> dict[str, int]:
 def _fractions(sites: Sequence[Site], remove: Mapping[str, float]) -> dict[str, int]:
     kept: dict[str, int] = {}
     for pattern, fraction in remove.items():
-        _check_fraction(fraction)
+        check_fraction(fraction)
         for site in matching(sites, pattern):
             kept[site.name] = max(1, site.units - round(site.units * fraction))
     return kept
@@ -114,6 +213,7 @@ def _evenly(inspection: Inspection, sites: Sequence[Site], remove: float) -> dic
     return at(high)
 
 
-def _check_fraction(fraction: float) -> None:
+def check_fraction(fraction: float) -> None:
+    """Raise InvalidInputError unless it is a number in [0, 1)."""
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
         raise InvalidInputError(f"remove={fraction!r} was asked: give the fraction to remove, at least 0 and below 1")

@@ -6,7 +6,7 @@ edits, and the same list cuts a live module, a state dict or a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,17 +46,24 @@ class Cut:
         """Indices of the kept units, (k,) int64, ascending."""
         return self.coresets[0].indices
 
-    def edits(self, read: Callable[[str], Tensor]) -> list[Edit]:
+    def edits(self, tensors: Mapping[str, Tensor]) -> list[Edit]:
         """The edits that carry the cut out.
 
         Args:
-            read: gives a tensor of the dense network by name.
+            tensors: the dense network's, by name; only the readers' weights are read.
         """
-        own = [self.site.incoming] + ([self.site.bias] if self.site.bias else [])
-        edits: list[Edit] = [Take(at, self.kept, self.site.units) for at in own]
+        own = [at for at in (self.site.incoming, self.site.bias) if at.tensor in tensors]
+        edits: list[Edit]
+        turned = self.coresets[0].incoming
+        if turned is None:
+            edits = [Take(at, self.kept, self.site.units) for at in own]
+        else:
+            edits = [Mix(at, turned) for at in own]
+        if self.coresets[0].shift is not None:
+            edits.append(Add(self.site.bias.tensor, self.coresets[0].shift))
         for reader, coreset in zip(self.site.readers, self.coresets, strict=True):
             if coreset.offset is not None:
-                edits.append(Add(reader.bias, constant(read(reader.weight.tensor), reader.weight, coreset.offset)))
+                edits.append(Add(reader.bias, constant(tensors[reader.weight.tensor], reader.weight, coreset.offset)))
             edits.append(Mix(reader.weight, coreset.matrix(self.site.units)))
         return edits
 
@@ -72,7 +79,7 @@ class Plan:
 
     Example:
         >>> plan = Plan((), {"method": "sampling"}, {"0.weight": (3, 2)})
-        >>> plan.edits({}.__getitem__)
+        >>> plan.edits({})
         []
     """
 
@@ -80,9 +87,9 @@ class Plan:
     recipe: Mapping[str, Any]
     shapes: Mapping[str, Shape]
 
-    def edits(self, read: Callable[[str], Tensor]) -> list[Edit]:
-        """All tensor edits, in order."""
-        return [edit for cut in self.cuts for edit in cut.edits(read)]
+    def edits(self, tensors: Mapping[str, Tensor]) -> list[Edit]:
+        """All tensor edits, in order, for the dense network's tensors."""
+        return [edit for cut in self.cuts for edit in cut.edits(tensors)]
 
     @property
     def kept(self) -> dict[str, int]:
@@ -134,6 +141,9 @@ class Plan:
         tensors: dict[str, Tensor] = {}
         for cut in self.cuts:
             tensors[f"{cut.site.name}/kept"] = cut.kept
+            first = cut.coresets[0]
+            if first.incoming is not None and first.shift is not None:
+                tensors |= {f"{cut.site.name}/incoming": first.incoming, f"{cut.site.name}/shift": first.shift}
             for r, coreset in enumerate(cut.coresets):
                 tensors[f"{cut.site.name}/{r}/mix"] = coreset.mix
                 if coreset.offset is not None:
@@ -149,7 +159,13 @@ def _read_cut(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cut:
     if bool((kept.diff() <= 0).any()) or int(kept[0]) < 0 or int(kept[-1]) >= site.units:
         raise ValueError(f"kept units of {site.name}")
     coresets = tuple(
-        Coreset(kept, tensors[f"{site.name}/{r}/mix"], tensors.get(f"{site.name}/{r}/offset"))
+        Coreset(
+            kept,
+            tensors[f"{site.name}/{r}/mix"],
+            tensors.get(f"{site.name}/{r}/offset"),
+            tensors.get(f"{site.name}/incoming"),
+            tensors.get(f"{site.name}/shift"),
+        )
         for r in range(len(site.readers))
     )
     for coreset in coresets:

@@ -18,6 +18,13 @@ def write(path, text="new", **options):
         assert text == "new" or not Path(path).exists()
 
 
+def fail(path, error, **options):
+    """Break off when half is written."""
+    with new_directory(path, **options) as draft:
+        (draft / "file").write_text("half")
+        raise error
+
+
 def test_appears_with_its_content_and_nothing_beside_it(tmp_path):
     write(tmp_path / "a" / "b")
     assert snapshot(tmp_path) == {"a": None, "a/b": None, "a/b/file": b"new"}
@@ -30,16 +37,14 @@ def test_is_not_there_before_it_is_whole(tmp_path):
 
 
 def test_nothing_is_left_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), new_directory(tmp_path / "a") as draft:
-        (draft / "file").write_text("half")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        fail(tmp_path / "a", error=ZeroDivisionError)
     assert snapshot(tmp_path) == {}
 
 
 def test_nothing_is_left_after_an_interruption(tmp_path):
-    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "a") as draft:
-        (draft / "file").write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        fail(tmp_path / "a", error=KeyboardInterrupt)
     assert snapshot(tmp_path) == {}
 
 
@@ -68,9 +73,8 @@ def test_force_replaces_all_of_it(tmp_path):
 def test_force_keeps_the_old_one_if_writing_fails(tmp_path):
     write(tmp_path / "a")
     before = snapshot(tmp_path)
-    with pytest.raises(CheckpointError), new_directory(tmp_path / "a", force=True) as draft:
-        (draft / "file").write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(CheckpointError):
+        fail(tmp_path / "a", force=True, error=OSError(errno.ENOSPC, "No space left on device"))
     assert snapshot(tmp_path) == before
 
 

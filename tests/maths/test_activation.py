@@ -158,6 +158,12 @@ def test_dtype_is_kept(case, dtype):
     assert case.phi(torch.tensor([-1.0, 0.5], dtype=dtype)).dtype == dtype
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.phi.spline], ids=str)
+def test_spline_is_the_function(case):
+    torch.testing.assert_close(case.phi.spline(GRID), case.reference(GRID), rtol=1e-13, atol=1e-13)
+    assert {jump[0] for jump in case.phi.spline.jumps} <= set(case.phi.knots)
+
+
 @each
 def test_at_zero(case):
     assert case.phi.at_zero == pytest.approx(float(case.reference(torch.zeros(1, dtype=torch.float64))), abs=1e-15)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -76,6 +77,16 @@ def test_never_smaller_than_the_sampling_sensitivity(case):
 
 
 @lipschitz
+def test_other_probabilities_take_the_largest_ratio(case):
+    layer = random_layer(phi=case.name, **case.parameters)
+    pr = sensitivity(layer) / sensitivity(layer).sum()
+    s, alive = lipschitz_sensitivity(layer), ~layer.dead()
+    assert total_sensitivity(layer, pr) == pytest.approx(float((s / pr)[alive].max()))
+    assert total_sensitivity(layer, s / s.sum()) == pytest.approx(total_sensitivity(layer))
+    assert total_sensitivity(layer, pr) >= float(s[alive].sum()) * (1 - 1e-12)
+
+
+@lipschitz
 def test_gradient_ascent_never_breaks_the_bound(case):
     """δ = 0.5 would let half of the draws fail; the theorem is loose, so none may."""
     for seed in range(4):
@@ -84,12 +95,12 @@ def test_gradient_ascent_never_breaks_the_bound(case):
         s = sensitivity(layer)
         alive = s > 0
         worst = float((lipschitz_sensitivity(layer)[alive] / s[alive]).max() * s.sum())
-        found = worst_error(layer, lambda x, c=coreset, l=layer: c.apply(l, x), starts=4, steps=25)
+        found = worst_error(layer, partial(coreset.apply, layer), starts=4, steps=25)
         assert 0 < found <= error_of_draws(worst, 4, 0.5, outputs=2)
 
 
 def test_the_bound_is_within_a_factor_of_its_target_where_it_is_nearly_tight():
-    """Equal units: one draw in m differs by B, so the error is of the order of B/√m and the bound at most 12 times it."""
+    """Equal orthogonal units: the error at the mean of those kept is of the order of B/√m, so a 12th of the bound."""
     n, m = 400, 25
     eye = torch.eye(n, dtype=torch.float64)
     W = torch.ones(1, n, dtype=torch.float64)

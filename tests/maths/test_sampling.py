@@ -33,7 +33,7 @@ def scales(layer: Layer, repeat: int, seed: int = 0, **size: int) -> torch.Tenso
 
 
 def assert_mean(samples: torch.Tensor, expected: torch.Tensor) -> None:
-    """A z-test of every column, Bonferroni-corrected so that all together raise a false alarm with probability ALARM."""
+    """A z-test of every column, Bonferroni-corrected: together they raise a false alarm with probability ALARM."""
     error = samples.std(0) / len(samples) ** 0.5
     limit = stats.norm.isf(ALARM / (2 * expected.numel()))
     assert bool(((samples.mean(0) - expected).abs() <= limit * error + 1e-12).all())
@@ -43,7 +43,7 @@ def assert_mean(samples: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "gelu"])
 def test_layer_estimator_is_unbiased(size, name):
     layer = random_layer(phi=name)
-    found = scales(layer, 1200, **size)
+    found = scales(layer, 800, **size)
     assert_mean(found, torch.ones(12, dtype=torch.float64))
     x = in_ball(5, 4, layer.radius)
     outputs = torch.einsum("rn,bn,pn->rbp", found, layer.hidden(x), layer.outgoing)
@@ -56,7 +56,7 @@ def test_neuron_estimator_is_unbiased_for_signed_weights(size, name):
     layer = random_layer(phi=name, p=1)
     points, w = torch.cat([layer.incoming, layer.bias[:, None]], 1), layer.outgoing[0]
     g = seeded(0)
-    found = torch.stack([coreset_of_neuron(points, w, layer.activation, 1.5, **size, generator=g) for _ in range(1200)])
+    found = torch.stack([coreset_of_neuron(points, w, layer.activation, 1.5, **size, generator=g) for _ in range(800)])
     assert_mean(found, w)
 
 
@@ -114,20 +114,20 @@ def test_draws_follow_the_sensitivities():
 
 def test_units_follow_the_inclusion_probabilities():
     layer, k = random_layer(), 5
-    kept = (scales(layer, 1500, units=k) > 0).double()
+    kept = (scales(layer, 1000, units=k) > 0).double()
     pi = inclusion_probabilities(sensitivity(layer), k)
     assert_mean(kept, pi)
 
 
 def test_variance_of_draws_is_as_large_as_theory_says():
-    """4000 outcomes: their variance is within 20 % of the theory's (about 6 σ)."""
+    """2500 outcomes: their variance is within 25 % of the theory's (about 6 σ)."""
     layer, m = random_layer(), 7
     x = in_ball(3, 4, 1.5)
-    found = torch.einsum("rn,bn,pn->rbp", scales(layer, 4000, draws=m), layer.hidden(x), layer.outgoing)
+    found = torch.einsum("rn,bn,pn->rbp", scales(layer, 2500, draws=m), layer.hidden(x), layer.outgoing)
     pr = sensitivity(layer) / sensitivity(layer).sum()
     one = torch.einsum("bn,pn->bpn", layer.hidden(x), layer.outgoing)
     theory = ((one**2 / pr).sum(-1) - one.sum(-1) ** 2) / m
-    assert float((found.var(0) / theory - 1).abs().max()) < 0.2
+    assert float((found.var(0) / theory - 1).abs().max()) < 0.25
 
 
 @pytest.mark.parametrize("c", [0.25, 8.0, 3.7])
@@ -266,7 +266,7 @@ def test_global_random_state_is_neither_used_nor_moved(size):
 
 def seconds(work) -> float:
     best = float("inf")
-    for _ in range(3):
+    for _ in range(2):
         start = time.perf_counter()
         work()
         best = min(best, time.perf_counter() - start)
@@ -292,7 +292,7 @@ def test_sensitivity_covers_every_contribution_on_the_ball(case):
 
 def test_expected_units_is_the_mean_number_of_survivors():
     layer = random_layer()
-    found = (scales(layer, 2000, draws=9) > 0).double().sum(1, keepdim=True)
+    found = (scales(layer, 1000, draws=9) > 0).double().sum(1, keepdim=True)
     assert_mean(found, torch.tensor([expected_units(sensitivity(layer), 9)], dtype=torch.float64))
 
 

@@ -5,69 +5,166 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coreprune.maths.bounds import error_of_draws, total_sensitivity
+from coreprune.maths.certificate import chebyshev, relative_error
+from coreprune.maths.kernel import select
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.methods import Method
+from coreprune.maths.propagate import Law, difference_energy
+from coreprune.maths.reweight import replacement, residual_energy
 from coreprune.maths.sampling import coreset_of_layer, draws_for_units, sensitivity
-from coreprune.model.site import Site
+from coreprune.model.site import Inspection, Site
 from coreprune.plan import Cut
+from coreprune.priors.data import Data
+from coreprune.priors.gaussian import Gaussian, Propagation
 from coreprune.surgery.edits import edited
 
-__all__ = ["Progress", "decide", "generator_for", "image_radius", "layer_at"]
+__all__ = ["Progress", "Request", "curves", "decide", "generator_for", "image_radius", "layer_at", "readers_at"]
 
 #: called with (sites done, sites in all, name of the site at work)
 Progress = Callable[[int, int, str], None]
 
+DELTA = 0.05  # probability with which the printed statements may fail
+DOUBLE = 2**24  # entries of P up to which everything is computed in float64
 
-def decide(
-    sites: tuple[Site, ...],
-    tensors: Mapping[str, Tensor],
-    widths: Mapping[str, int],
-    method: Method,
-    *,
-    radius: float,
-    seed: int,
-    draws: Mapping[str, int] | None = None,
-    progress: Progress | None = None,
-) -> tuple[Cut, ...]:
-    """One cut for each site named in `widths` (or `draws`), each seeing the network as the cuts before it left it.
 
-    Args:
-        sites: all sites, in forward order.
-        tensors: the dense network's, by name; not changed.
-        widths: units to keep, by site.
+@dataclass(frozen=True)
+class Request:
+    """How to decide.
+
+    Attributes:
         method: how units are chosen.
+        prior: where the law of the units comes from.
         radius: β, norm of the network's largest input.
         seed: decides every random choice, for each site by (seed, site name).
+        reweight: replace the method's weights by the least-squares ones on the units it chose.
         draws: draws with replacement, by site, in place of a width; only for the paper's sampling.
         progress: called before each site.
     """
+
+    method: Method
+    prior: Gaussian | Data
+    radius: float
+    seed: int
+    reweight: bool = False
+    draws: Mapping[str, int] = field(default_factory=dict)
+    progress: Progress | None = None
+
+
+def decide(
+    model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], widths: Mapping[str, int], request: Request
+) -> tuple[Cut, ...]:
+    """One cut for each site named in `widths` (or `request.draws`), each seeing the network as the cuts before left it.
+
+    Args:
+        model: the network, for priors that run it; not changed.
+        found: its sites.
+        tensors: its tensors by name; not changed.
+        widths: units to keep, by site.
+        request: how.
+    """
     now = dict(tensors)
     cuts: list[Cut] = []
-    for i, site in enumerate(sites):
-        if progress:
-            progress(i, len(sites), site.name)
-        layer = layer_at(site, now, radius)
-        radius = image_radius(layer)
-        m = (draws or {}).get(site.name)
-        if m is None and widths.get(site.name, site.units) == site.units:
+    walk, radius = _start(request.prior, found.features, request.radius), request.radius
+    names = {site.name for site in found.sites}
+    for i, site in enumerate(found.chain):
+        if site is None:
+            walk, radius = _afresh(request.prior, found, tensors, i)
             continue
-        generator = generator_for(seed, site.name)
-        if m is not None:
-            coreset = coreset_of_layer(layer, draws=m, generator=generator)
-        else:
-            coreset = method.select(layer, widths[site.name], generator)
-        cut = Cut(site, tuple(coreset for _ in site.readers), _evidence(layer, coreset, m))
-        cuts.append(cut)
-        now |= edited(cut.edits(now.__getitem__), now)
-    if progress:
-        progress(len(sites), len(sites), "")
+        if request.progress:
+            request.progress(i, len(found.chain), site.name)
+        dense = layer_at(site, tensors, radius)
+        layer = layer_at(site, now, radius) if cuts else dense
+        cut_layer, evidence = layer, None
+        if site.name in names and (site.name in request.draws or widths.get(site.name, site.units) < site.units):
+            law = walk.law(dense, layer) if walk else _measured(request.prior, model, found, site, tensors, now)
+            layer = replace(layer, law=law)
+            coreset = _coreset(layer, site, widths, request)
+            cut = Cut(site, tuple(coreset for _ in site.readers))
+            now |= edited(cut.edits(now), now)
+            cut_layer = layer_at(site, now, radius)
+            evidence = _theorem(layer, coreset, request.draws.get(site.name), request.method.name)
+            if walk is None:
+                evidence |= _mean_square(*residual_energy(dense.outgoing, law, coreset))
+            cuts.append(replace(cut, evidence=evidence))
+        if walk:
+            walk = walk.beyond(dense, cut_layer)
+            if evidence is not None:
+                outputs = walk.inputs.linear(*readers_at(site, tensors), *readers_at(site, now))
+                _, spread = outputs.overall()
+                known = _mean_square(difference_energy(outputs), spread.diagonal()[: outputs.split])
+                cuts[-1] = replace(cuts[-1], evidence=evidence | known)
+        radius = image_radius(layer)
+    if request.progress:
+        request.progress(len(found.chain), len(found.chain), "")
     return tuple(cuts)
+
+
+def curves(model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], request: Request) -> dict[str, Tensor]:
+    """err(k), k = 0 … n, of every site on its own: the share of its readers' variance that k units leave unexplained."""
+    walk, radius = _start(request.prior, found.features, request.radius), request.radius
+    result: dict[str, Tensor] = {}
+    names = {site.name for site in found.sites}
+    for i, site in enumerate(found.chain):
+        if site is None:
+            walk, radius = _afresh(request.prior, found, tensors, i)
+            continue
+        layer = layer_at(site, tensors, radius)
+        if site.name in names:
+            law = walk.law(layer, layer) if walk else _measured(request.prior, model, found, site, tensors, tensors)
+            own = law.moments.covariance if law.own is None else law.own
+            total = float(((layer.outgoing @ own) * layer.outgoing).sum())
+            path = select(replace(layer, law=law), 1)
+            result[site.name] = path.curve(site.units, total) / max(total, 1e-300)
+        walk = walk.beyond(layer, layer) if walk else None
+        radius = image_radius(layer)
+    return result
+
+
+def _start(prior: Gaussian | Data, features: int, radius: float) -> Propagation | None:
+    return Propagation(prior.inputs(features, radius)) if isinstance(prior, Gaussian) else None
+
+
+def _afresh(
+    prior: Gaussian | Data, found: Inspection, tensors: Mapping[str, Tensor], i: int
+) -> tuple[Propagation | None, float]:
+    """Behind something unknown, what the next layer reads is taken for a standard Gaussian, like a normalised input."""
+    later = next((site for site in found.chain[i + 1 :] if site is not None), None)
+    features = 1 if later is None else tensors[later.incoming.tensor].shape[1]
+    return _start(Gaussian() if isinstance(prior, Gaussian) else prior, features, math.sqrt(features)), math.sqrt(
+        features
+    )
+
+
+def _measured(
+    prior: Gaussian | Data,
+    model: nn.Module,
+    found: Inspection,
+    site: Site,
+    dense: Mapping[str, Tensor],
+    now: Mapping[str, Tensor],
+) -> Law:
+    assert isinstance(prior, Data)
+    return prior.law(model, found.sites, site, dense, now)
+
+
+def _coreset(layer: Layer, site: Site, widths: Mapping[str, int], request: Request) -> Coreset:
+    generator = generator_for(request.seed, site.name)
+    if site.name in request.draws:
+        coreset = coreset_of_layer(layer, draws=request.draws[site.name], generator=generator)
+    else:
+        coreset = request.method.select(layer, widths[site.name], generator)
+    if not request.reweight or request.method.law:
+        return coreset
+    law = layer.law
+    assert law is not None
+    return replacement(law, coreset)
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -77,11 +174,21 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 
 def layer_at(site: Site, tensors: Mapping[str, Tensor], radius: float) -> Layer:
-    """The site as a mathematical layer, in float64: P, b, and all readers stacked in W."""
-    incoming = tensors[site.incoming.tensor].detach().double().cpu()
-    bias = incoming.new_zeros(site.units) if site.bias is None else tensors[site.bias.tensor].detach().double().cpu()
-    outgoing = torch.cat([tensors[r.weight.tensor].detach().double().cpu() for r in site.readers])
-    return Layer(incoming, bias, outgoing, site.phi, radius)
+    """The site as a mathematical layer: P, b, and all readers stacked in W; float64 unless it is very large."""
+    incoming = tensors[site.incoming.tensor].detach().cpu()
+    kind = torch.float64 if incoming.numel() <= DOUBLE else torch.float32
+    bias = tensors[site.bias.tensor].detach().cpu() if site.bias.tensor in tensors else torch.zeros(len(incoming))
+    return Layer(incoming.to(kind), bias.to(kind), readers_at(site, tensors)[0].to(kind), site.phi, radius)
+
+
+def readers_at(site: Site, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """W (p, n) and c (p,) of all readers, stacked, in float64."""
+    weights = [tensors[reader.weight.tensor].detach().cpu().double() for reader in site.readers]
+    constants = [
+        tensors[reader.bias].detach().cpu().double() if reader.bias in tensors else torch.zeros(len(W)).double()
+        for reader, W in zip(site.readers, weights, strict=True)
+    ]
+    return torch.cat(weights), torch.cat(constants)
 
 
 def image_radius(layer: Layer) -> float:
@@ -100,19 +207,29 @@ def image_radius(layer: Layer) -> float:
     return min(each, together)
 
 
-def _evidence(layer: Layer, coreset: Coreset, draws: int | None, delta: float = 0.05) -> dict[str, Any]:
-    """What is known of the cut beforehand: the domain, and what the theorem promises for draws of this size."""
+def _mean_square(difference: Tensor, variance: Tensor) -> dict[str, Any]:
+    """The error of the readers' outputs under the prior, and Chebyshev's statement about the worst of them."""
+    worst = float(difference.max())
+    return {
+        "relative_error": relative_error(difference, variance),
+        "mean_square": float(difference.sum()),
+        "output_variance": float(variance.sum()),
+        "chebyshev_delta": DELTA,
+        "chebyshev_error": chebyshev(worst, DELTA),
+    }
+
+
+def _theorem(layer: Layer, coreset: Coreset, draws: int | None, method: str) -> dict[str, Any]:
+    """The domain, and for the paper's sampling what the theorem promises for draws of this size."""
     known: dict[str, Any] = {"domain": f"ball of radius {layer.radius:.4g}", "radius": layer.radius}
-    if math.isinf(layer.activation.lipschitz):
-        return known
     s = sensitivity(layer)
-    if not bool(s.any()):
+    if method != "sampling" or math.isinf(layer.activation.lipschitz) or not bool(s.any()):
         return known
     m = draws if draws is not None else draws_for_units(s, coreset.units)
     total = total_sensitivity(layer, s / s.sum())
     return known | {
         "theorem_draws": m,
-        "theorem_delta": delta,
-        "theorem_error": error_of_draws(total, m, delta, layer.outgoing.shape[0]),
+        "theorem_delta": DELTA,
+        "theorem_error": error_of_draws(total, m, DELTA, layer.outgoing.shape[0]),
         "total_sensitivity": total,
     }

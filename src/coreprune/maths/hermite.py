@@ -80,10 +80,10 @@ def expand(phi: Activation, mean: Tensor, std: Tensor, terms: int = TERMS) -> Ex
         c = _quadrature_coefficients(phi, mean, std, terms)
     variance = _variance(phi, mean, std, c[:, 0])
     rest = variance - c[:, 1:].square().sum(1)
-    tail = torch.where(rest > _ROUNDING * variance, rest, 0.0).sqrt()
     constant = variance <= (_ROUNDING * c[:, 0]).square()
-    c[:, 1:].masked_fill_(constant[:, None], 0.0)
-    return Expansion(c, tail.masked_fill(constant, 0.0))
+    seen = (rest > _ROUNDING * variance) & ~constant
+    tail = torch.where(seen, torch.where(seen, rest, 1.0).sqrt(), 0.0)
+    return Expansion(torch.cat([c[:, :1], c[:, 1:].masked_fill(constant[:, None], 0.0)], 1), tail)
 
 
 def derivative(c: Tensor, std: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _variance(phi: Activation, mean: Tensor, std: Tensor, centre: Tensor) -> Ten
     for rows in torch.arange(mean.numel(), device=mean.device).split(_BLOCK):
         z, weight = _panels(phi, mean[rows], std[rows])
         h = phi(mean[rows, None] + std[rows, None] * z)
-        blocks.append((h.sub_(centre[rows, None]).square_().mul_(weight)).sum(1))
+        blocks.append(((h - centre[rows, None]).square() * weight).sum(1))
     return torch.cat(blocks)
 
 
@@ -124,10 +124,9 @@ def _spline_coefficients(spline: Spline, mean: Tensor, std: Tensor, terms: int) 
     since a derivative in z lowers the degree of he_k by one and divides by √k.
     """
     root = torch.arange(1, terms + 1, dtype=mean.dtype, device=mean.device).sqrt()
-    c = mean.new_zeros(mean.numel(), terms + 1)
-    c[:, 0] = spline.constant + spline.slope * mean
-    c[:, 1] = spline.slope * std
     s = std[:, None]
+    line = [spline.constant + spline.slope * mean, spline.slope * std]
+    c = torch.cat([torch.stack(line, 1), mean.new_zeros(mean.numel(), terms - 1)], 1)
     for t, j0, j1, j2 in spline.jumps:
         g = (t - mean)[:, None]
         z = _standardised(t, mean, std)
@@ -142,18 +141,20 @@ def _spline_coefficients(spline: Spline, mean: Tensor, std: Tensor, terms: int) 
 
 
 def _quadrature_coefficients(phi: Activation, mean: Tensor, std: Tensor, terms: int) -> Tensor:
-    c = mean.new_empty(mean.numel(), terms + 1)
+    blocks = []
     for rows in torch.arange(mean.numel(), device=mean.device).split(_BLOCK):
         z, weight = _panels(phi, mean[rows], std[rows])
         now, before = phi(mean[rows, None] + std[rows, None] * z) * weight, torch.zeros_like(z)
+        columns = []
         for k in range(terms + 1):  # he_{k+1} = (z he_k − √k he_{k−1}) / √(k+1)
-            c[rows, k] = now.sum(1)
+            columns.append(now.sum(1))
             before, now = now, (z * now).sub_(before, alpha=math.sqrt(k)).div_(math.sqrt(k + 1))
-    return c
+        blocks.append(torch.stack(columns, 1))
+    return torch.cat(blocks)
 
 
 def _hermite_functions(z: Tensor, terms: int) -> Tensor:
-    """pdf · he_0 … pdf · he_K at z, (n, K + 1)."""
+    """Pdf · he_0 … pdf · he_K at z, (n, K + 1)."""
     columns = [torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)]
     columns.append(z * columns[0])
     for k in range(1, terms):
@@ -162,7 +163,11 @@ def _hermite_functions(z: Tensor, terms: int) -> Tensor:
 
 
 def _panels(phi: Activation, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes z and weights (pdf included), (n, nodes): Gauss–Legendre between the points where φ bends or breaks."""
+    """Nodes z and weights (pdf included), (n, nodes): Gauss–Legendre between the points where φ bends or breaks.
+
+    The nodes count as constants for derivatives with respect to μ and s.
+    """
+    mean, std = mean.detach(), std.detach()
     even = torch.linspace(-_REACH, _REACH, 9, dtype=mean.dtype, device=mean.device)
     bend = () if phi.spline is not None else tuple(phi.scale * b for b in _BEND)
     own = [_standardised(t, mean, std).clamp(-_REACH, _REACH) for t in sorted({*phi.knots, *bend})]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from coreprune.maths.activation import Activation
+from coreprune.maths.propagate import Law
 
 __all__ = ["Coreset", "Layer"]
 
@@ -28,6 +29,7 @@ class Layer:
         outgoing: W, (p, n).
         activation: φ.
         radius: β, in the units of the layer's input.
+        law: what is known of the units' distribution, for the methods that ask for it.
     """
 
     incoming: Tensor
@@ -35,6 +37,7 @@ class Layer:
     outgoing: Tensor
     activation: Activation
     radius: float
+    law: Law | None = None
 
     @property
     def units(self) -> int:
@@ -79,6 +82,9 @@ class Coreset:
         indices: S, the kept units, (k,) int64, ascending.
         mix: T, (n, k); or (k,) where a kept unit stands for itself alone and T is diagonal on S.
         offset: t, (n,); None where it is zero.
+        incoming: Q, (n, k): the kept units' pre-activations are combinations Qᵀ a of the old ones;
+            None where they are those of S. Then `indices` only names the units they started from.
+        shift: what is added to the kept units' biases then, (k,).
 
     Example:
         >>> half = Coreset(torch.tensor([0, 2]), torch.tensor([2.0, 1.0]))
@@ -89,6 +95,8 @@ class Coreset:
     indices: Tensor
     mix: Tensor
     offset: Tensor | None = None
+    incoming: Tensor | None = None
+    shift: Tensor | None = None
 
     @property
     def units(self) -> int:
@@ -112,6 +120,8 @@ class Coreset:
         return weight.new_zeros(weight.shape[0]) if self.offset is None else weight @ self.offset
 
     def apply(self, layer: Layer, x: Tensor) -> Tensor:
-        """ŷ − c = W' φ(P_S x + b_S) + W t, (batch, p): what the cut layer computes on x of shape (batch, d)."""
-        kept = layer.activation(x @ layer.incoming[self.indices].T + layer.bias[self.indices])
+        """ŷ − c = W' φ(P' x + b') + W t, (batch, p): what the cut layer computes on x of shape (batch, d)."""
+        a = x @ layer.incoming.T + layer.bias
+        a = a[:, self.indices] if self.incoming is None else a @ self.incoming
+        kept = layer.activation(a if self.shift is None else a + self.shift)
         return kept @ self.outgoing(layer.outgoing).T + self.constant(layer.outgoing)

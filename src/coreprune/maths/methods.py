@@ -13,7 +13,10 @@ import torch
 from torch import Generator, Tensor
 
 from coreprune.errors import UnknownNameError
+from coreprune.maths.kernel import kernel
 from coreprune.maths.layer import Coreset, Layer
+from coreprune.maths.merge import folding, neuron_merging
+from coreprune.maths.refine import refined
 from coreprune.maths.sampling import coreset_of_layer, sensitivity
 
 __all__ = ["METHODS", "Method", "method"]
@@ -30,12 +33,14 @@ class Method:
         select: (layer, units, generator) → coreset of exactly that many units.
         about: one line for help texts and reports.
         random: whether the generator is used.
+        law: whether the law of the units is needed.
     """
 
     name: str
     select: Select
     about: str
     random: bool = False
+    law: bool = False
 
 
 def _sampling(layer: Layer, units: int, generator: Generator) -> Coreset:
@@ -68,10 +73,16 @@ def _sensitivity(layer: Layer, units: int, generator: Generator) -> Coreset:
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
+        Method(
+            "kernel", kernel, "the best subset and its optimal replacement under the prior, in closed form", law=True
+        ),
+        Method("refined", refined, "the same, and the kept units turned to where the error is least", law=True),
         Method("sampling", _sampling, "the paper's coreset: units drawn by sensitivity, reweighted, unbiased", True),
         Method("uniform", _uniform, "units drawn evenly, reweighted, unbiased", True),
         Method("magnitude", _magnitude, "units of largest norm, as they are"),
         Method("sensitivity", _sensitivity, "units of largest sensitivity, as they are"),
+        Method("folding", folding, "k-means over the units; centroids stay", True),
+        Method("merging", neuron_merging, "largest norms stay, each other unit joins the most similar one"),
     )
 }
 

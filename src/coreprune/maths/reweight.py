@@ -15,11 +15,14 @@ Source: 01-maths §3.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from coreprune.maths.gram import Moments
+from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset
+from coreprune.maths.propagate import Law
 
 __all__ = ["RIDGE", "replacement", "residual_energy", "solve"]
 
@@ -54,43 +57,61 @@ def solve(G: Tensor, B: Tensor, ridge: float | None = None) -> Tensor:
     return torch.cholesky_solve((B * scale).T, factor).T * scale
 
 
-def replacement(
-    moments: Moments,
-    kept: Tensor,
-    *,
-    cross: Tensor | None = None,
-    target: Tensor | None = None,
-    ridge: float | None = None,
-) -> Coreset:
-    """The least-squares coreset on given units.
+def replacement(law: Law, coreset: Coreset, *, ridge: float | None = None) -> Coreset:
+    """The least-squares coreset on the units that another one keeps.
 
     Args:
-        moments: of the units as they are.
-        kept: S, (k,) int64, ascending.
-        cross: X = Cov(h, h̃), (n, n), if the units to be reproduced are others than those that are.
-        target: E h, (n,), with `cross`.
+        law: of the units to be reproduced and of the units as they are.
+        coreset: only its units count, turned or not, and none of its weights.
         ridge: see `solve`.
 
     Returns:
-        S, T* and t.
+        The same units with T* and t.
+
+    Raises:
+        InvalidInputError: the units are turned and the law, which was measured, does not say what they would do.
     """
-    G = moments.covariance
-    X = G if cross is None else cross
-    T = solve(G[kept][:, kept], X[:, kept], ridge)
-    if cross is None:  # a kept unit is its own best replacement, exactly
-        T[kept] = torch.eye(kept.numel(), dtype=T.dtype, device=T.device)
-    wanted = moments.mean if target is None else target
-    return Coreset(kept, T, (wanted - T.double() @ moments.mean[kept].double()).to(wanted.dtype))
+    if coreset.incoming is not None:
+        return _turned(law, coreset, ridge)
+    G, S = law.moments.covariance, coreset.indices
+    X = G if law.cross is None else law.cross
+    T = solve(G[S][:, S], X[:, S], ridge)
+    if law.cross is None:  # a kept unit is its own best replacement, exactly
+        T[S] = torch.eye(S.numel(), dtype=T.dtype, device=T.device)
+    target = law.moments.mean if law.target is None else law.target
+    return Coreset(S, T, target - T @ law.moments.mean[S])
 
 
-def residual_energy(W: Tensor, moments: Moments, coreset: Coreset) -> Tensor:
-    """E (y_i − ŷ_i)² per output under the moments, for any coreset, (p,).
+def _turned(law: Law, coreset: Coreset, ridge: float | None) -> Coreset:
+    """The same for units Qᵀã + shift, from the law of the pre-activations."""
+    if law.pair is None or law.phi is None:
+        raise InvalidInputError("units that are merged cannot be reweighted by measured moments: give a Gaussian prior")
+    assert coreset.incoming is not None
+    n, k = coreset.incoming.shape
+    Q = coreset.incoming.T
+    shift = Q.new_zeros(k) if coreset.shift is None else coreset.shift
+    eye, none = torch.eye(n, dtype=Q.dtype, device=Q.device), Q.new_zeros(n)
+    both = law.pair.linear(eye, none, Q, shift)
+    mean, spread = both.units(law.phi).overall()
+    T = solve(spread[n:, n:], spread[:n, n:], ridge)
+    return replace(coreset, mix=T, offset=mean[:n] - T @ mean[n:])
 
-    With D = I − T·(scatter to S): diag(W D G Dᵀ Wᵀ) + (W (D m − t))². No selector takes part in it.
+
+def residual_energy(W: Tensor, law: Law, coreset: Coreset) -> tuple[Tensor, Tensor]:
+    """E (y_i − ŷ_i)² and Var y_i of every reader's output, for any coreset of unturned units, (p,) each.
+
+    y = W h, ŷ = W' h̃_S + W t: Cov(y − ŷ) = W G Wᵀ − W X_S W'ᵀ − W' X_Sᵀ Wᵀ + W' G̃_SS W'ᵀ.
+
+    Args:
+        W: outgoing weights, (p, n). law: of h and h̃. coreset: with `incoming` None.
     """
-    n = W.shape[1]
-    V = W.clone()
-    V.index_add_(1, coreset.indices, coreset.outgoing(W), alpha=-1)
-    bias = V @ moments.mean.to(V.dtype) - coreset.constant(W).to(V.dtype)
-    assert V.shape[1] == n
-    return ((V @ moments.covariance.to(V.dtype)) * V).sum(1).clamp(min=0) + bias.square()
+    G = law.moments.covariance
+    own = G if law.own is None else law.own
+    cross = G if law.cross is None else law.cross
+    target = law.moments.mean if law.target is None else law.target
+    S, W_cut = coreset.indices, coreset.outgoing(W)
+    variance = ((W @ own) * W).sum(1)
+    mixed = ((W @ cross[:, S]) * W_cut).sum(1)
+    kept = ((W_cut @ G[S][:, S]) * W_cut).sum(1)
+    gap = W @ target - W_cut @ law.moments.mean[S] - coreset.constant(W)
+    return (variance - 2 * mixed + kept).clamp(min=0) + gap.square(), variance.clamp(min=0)

@@ -36,11 +36,30 @@ class Path:
         kept: S, (k,) int64, ascending.
         order: units in the order they were added (forward) or dropped (backward).
         energy: change of E‖y − ŷ‖² at each step: what a unit explained, or what its loss costs.
+        added: whether `order` adds units; otherwise it drops them.
     """
 
     kept: Tensor
     order: Tensor
     energy: Tensor
+    added: bool = True
+
+    def curve(self, units: int, total: float) -> Tensor:
+        """err(k) = E‖y − ŷ‖² with k units kept, for k = 0 … n, (n + 1,), never rising in k.
+
+        Args:
+            units: n. total: E‖y − E y‖², the error of keeping none.
+        """
+        error = self.energy.new_full((units + 1,), total)
+        steps = self.energy.cumsum(0)
+        if self.added:
+            error[1 : len(steps) + 1] = total - steps
+            error[len(steps) + 1 :] = (total - steps[-1]) if len(steps) else total
+        else:
+            error[units - len(steps) : units] = steps.flip(0)
+            error[units] = 0
+            error[0] = total
+        return error.clamp(min=0).flip(0).cummax(0).values.flip(0).clamp(max=total)
 
 
 def forward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
@@ -123,7 +142,8 @@ def backward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
         H = H[stay][:, stay].addmm_(across.T, across, alpha=-1)
         alive = alive[stay]
     none = torch.zeros(0, dtype=torch.int64, device=G.device)
-    return Path(alive, torch.cat(order) if order else none, torch.cat(energy) if energy else G.new_zeros(0))
+    steps = torch.cat(energy) if energy else G.new_zeros(0)
+    return Path(alive, torch.cat(order) if order else none, steps, added=False)
 
 
 def _pivots(R: Tensor, Y: Tensor, floor: Tensor, size: int) -> tuple[Tensor, Tensor]:

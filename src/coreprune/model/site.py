@@ -53,7 +53,7 @@ class Site:
         units: n.
         activation: name of φ, and `parameters` its numbers.
         incoming: where P has its rows.
-        bias: where b is, or None if the writer has no bias.
+        bias: where b is, or would be: the writer may have none.
         readers: every map that reads the units.
     """
 
@@ -63,7 +63,7 @@ class Site:
     activation: str
     parameters: tuple[tuple[str, float], ...]
     incoming: Location
-    bias: Location | None
+    bias: Location
     readers: tuple[Reader, ...]
 
     @property
@@ -74,8 +74,7 @@ class Site:
     @property
     def locations(self) -> tuple[Location, ...]:
         """Everything the units own: what becomes smaller when they go."""
-        own = (self.incoming,) if self.bias is None else (self.incoming, self.bias)
-        return own + tuple(reader.weight for reader in self.readers)
+        return (self.incoming, self.bias, *(reader.weight for reader in self.readers))
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -91,7 +90,7 @@ class Site:
             activation=data["activation"],
             parameters=tuple((k, float(v)) for k, v in data["parameters"].items()),
             incoming=Location(**data["incoming"]),
-            bias=None if data["bias"] is None else Location(**data["bias"]),
+            bias=Location(**data["bias"]),
             readers=tuple(Reader(Location(**r["weight"]), r["bias"]) for r in data["readers"]),
         )
 
@@ -113,12 +112,15 @@ class Inspection:
         refused: everything that looked like a site.
         shapes: shape of every tensor of the state dict, by name.
         features: size d of one input of the network.
+        chain: every hidden layer in forward order, whether it can be cut or not; None where what follows
+            it is not known to be an elementwise activation.
     """
 
     sites: tuple[Site, ...]
     refused: tuple[Refusal, ...]
     shapes: Mapping[str, Shape]
     features: int
+    chain: tuple[Site | None, ...] = ()
 
     def governs(self, site: Site) -> int:
         """How many numbers would go if every unit of the site went."""
@@ -137,7 +139,8 @@ def parameters_after(shapes: Mapping[str, Shape], sites: Iterable[Site], kept: M
     for site in sites:
         removed = site.units - kept.get(site.name, site.units)
         for at in site.locations:
-            now[at.tensor][at.axis] -= removed * at.span
+            if at.tensor in now:
+                now[at.tensor][at.axis] -= removed * at.span
     return sum(_product(shape) for shape in now.values())
 
 

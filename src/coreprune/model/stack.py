@@ -68,17 +68,20 @@ def discover(model: nn.Module, example_inputs: Tensor | None = None) -> Inspecti
     uses = Counter(id(step.module.weight) for step in steps if step.module is not None)
     uses |= Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     sites: list[Site] = []
+    chain: list[Site | None] = []
     refused: list[Refusal] = []
     for here, there in zip(linears, [*linears[1:], len(steps)], strict=True):
         between, reader = steps[here + 1 : there], steps[there] if there < len(steps) else None
         reason = _refusal(steps[here], between, reader, uses, flat)
+        if reader is not None:
+            chain.append(_site(steps[here], between, reader) if _one_activation(between) else None)
         if reason:
             refused.append(Refusal(steps[here].name, reason))
         else:
             assert reader is not None
             sites.append(_site(steps[here], between, reader))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return Inspection(tuple(sites), tuple(refused), shapes, features)
+    return Inspection(tuple(sites), tuple(refused), shapes, features, tuple(chain))
 
 
 def _chain(model: nn.Module) -> list[fx.Node]:
@@ -150,6 +153,11 @@ def _refusal(here: _Step, between: list[_Step], reader: _Step | None, uses: Coun
     return None
 
 
+def _one_activation(between: list[_Step]) -> bool:
+    bent = [step for step in between if step.activation and step.activation.name != "identity"]
+    return len(bent) <= 1 and not any(step.kind == "other" for step in between)
+
+
 def _site(here: _Step, between: list[_Step], reader: _Step) -> Site:
     assert here.module is not None
     bent = [step.activation for step in between if step.activation and step.activation.name != "identity"]
@@ -162,7 +170,7 @@ def _site(here: _Step, between: list[_Step], reader: _Step) -> Site:
         activation=phi.name,
         parameters=phi.parameters,
         incoming=Location(f"{here.name}.weight", 0),
-        bias=None if here.module.bias is None else Location(f"{here.name}.bias", 0),
+        bias=Location(f"{here.name}.bias", 0),
         readers=(Reader(Location(f"{reader.name}.weight", 1), f"{reader.name}.bias"),),
     )
 

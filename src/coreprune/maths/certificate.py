@@ -1,0 +1,80 @@
+"""What can be said of a coreset afterwards, whoever chose it: mean square, Chebyshev, and counted samples.
+
+Nothing here calls a selector. The worst case over a domain is in `coreprune.maths.worst_case`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from coreprune.errors import InvalidInputError
+
+__all__ = ["chebyshev", "clopper_pearson", "relative_error"]
+
+
+def chebyshev(mean_square: float, probability: float) -> float:
+    """The ε that |y − ŷ| exceeds with at most this probability: ε = √(E(y − ŷ)² / probability).
+
+    Args:
+        mean_square: E (y − ŷ)² under some law of the inputs.
+        probability: in (0, 1].
+
+    Example:
+        >>> chebyshev(0.04, 0.01)
+        2.0
+    """
+    if not 0 < probability <= 1:
+        raise InvalidInputError(f"a probability of {probability} was asked: give one above 0 and at most 1")
+    return math.sqrt(mean_square / probability)
+
+
+def relative_error(mean_square: Tensor, variance: Tensor) -> float:
+    """√(Σ E(y_i − ŷ_i)² / Σ Var y_i): root mean square error over all outputs against their own spread.
+
+    Args:
+        mean_square: (p,). variance: (p,).
+    """
+    total = float(variance.sum())
+    error = float(mean_square.sum())
+    return math.sqrt(error / total) if total > 0 else (0.0 if error == 0 else math.inf)
+
+
+def clopper_pearson(failures: int, trials: int, delta: float) -> float:
+    """Upper bound on a probability: with confidence 1 − δ the true one is at most this.
+
+    The p with P(Binomial(n, p) ≤ failures) = δ, by bisection. Exact for independent trials.
+
+    Args:
+        failures: how many of the trials failed. trials: n ≥ 1. delta: δ.
+
+    Example:
+        >>> round(clopper_pearson(0, 1000, 0.05), 6)            # the "rule of three": about 3/n
+        0.002991
+
+    Source: Clopper & Pearson 1934.
+    """
+    if not 0 <= failures <= trials or trials < 1:
+        raise InvalidInputError(f"{failures} failures in {trials} trials were given: count them again")
+    if failures == trials:
+        return 1.0
+    low, high = failures / trials, 1.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _binomial_cdf(failures, trials, middle) > delta else (low, middle)
+    return high
+
+
+def _binomial_cdf(k: int, n: int, p: float) -> float:
+    """P(Binomial(n, p) ≤ k)."""
+    if p <= 0:
+        return 1.0
+    if p >= 1:
+        return 0.0 if k < n else 1.0
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
+        for i in range(k + 1)
+    ]
+    top = max(logs)
+    return min(1.0, math.exp(top) * sum(math.exp(value - top) for value in logs))

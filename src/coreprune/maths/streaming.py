@@ -1,0 +1,52 @@
+"""First two moments of a stream of vectors, in one pass and bounded memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from coreprune.errors import InvalidInputError
+
+__all__ = ["Stream"]
+
+
+class Stream:
+    """Running mean and covariance of vectors that come in batches (Chan, Golub & LeVeque 1983).
+
+    Example:
+        >>> stream = Stream(2)
+        >>> stream.add(torch.tensor([[0.0, 0.0], [2.0, 4.0]]))
+        >>> stream.moments()[1].tolist()
+        [[1.0, 2.0], [2.0, 4.0]]
+    """
+
+    def __init__(self, features: int) -> None:
+        """Start with nothing seen; vectors have `features` entries."""
+        self.count = 0
+        self._mean = torch.zeros(features, dtype=torch.float64)
+        self._scatter = torch.zeros(features, features, dtype=torch.float64)
+
+    def add(self, batch: Tensor) -> None:
+        """Take in a batch, (N, features)."""
+        new = batch.detach().double().cpu()
+        if not len(new):
+            return
+        mean = new.mean(0)
+        centred = new - mean
+        gap, total = mean - self._mean, self.count + len(new)
+        self._scatter += centred.T @ centred + torch.outer(gap, gap) * (self.count * len(new) / total)
+        self._mean += gap * (len(new) / total)
+        self.count = total
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance (divided by the count), float64.
+
+        Raises:
+            InvalidInputError: nothing, or something not finite, was seen.
+        """
+        if not self.count:
+            raise InvalidInputError("the data yielded no inputs: give a loader with at least one batch")
+        covariance = self._scatter / self.count
+        if not bool(torch.isfinite(covariance).all()):
+            raise InvalidInputError("the data lead to NaN or infinite activations: check the inputs")
+        return self._mean.clone(), covariance

@@ -1,0 +1,130 @@
+"""The user's own inputs, where there are some: moments measured in the real network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coreprune.errors import InvalidInputError
+from coreprune.maths.gram import Moments
+from coreprune.maths.propagate import Law
+from coreprune.maths.streaming import Stream
+from coreprune.model.site import Site
+from coreprune.surgery.apply import install, spared_copy
+
+__all__ = ["Data"]
+
+
+@dataclass
+class Data:
+    """Empirical moments of the hidden units on batches of inputs.
+
+    Attributes:
+        loader: yields tensors, or tuples and lists whose first entry is the input.
+        sequential: measure the units of a site in the network as the cuts before left it, one pass over
+            the loader for each site; otherwise all sites in one pass, in the dense network.
+    """
+
+    loader: Iterable[Any]
+    sequential: bool = True
+    _cache: dict[str, Law] = field(default_factory=dict, repr=False)
+
+    @property
+    def data_used(self) -> bool:
+        """True."""
+        return True
+
+    def named(self, features: int, radius: float) -> str:
+        """The prior in words."""
+        return "measured on the data given" + ("" if self.sequential else ", in one pass")
+
+    def law(
+        self,
+        model: nn.Module,
+        sites: Iterable[Site],
+        site: Site,
+        dense: Mapping[str, Tensor],
+        now: Mapping[str, Tensor],
+    ) -> Law:
+        """The law of one site's units, and in one-pass mode of all sites at once.
+
+        Args:
+            model: gives the structure. sites: all of them. site: the one wanted.
+            dense: its tensors. now: the tensors as the cuts before left them.
+        """
+        if not self.sequential:
+            if not self._cache:
+                self._cache.update(self._all(model, tuple(sites), dense))
+            return self._cache[site.name]
+        n = site.units
+        networks = [_in_place_of(model, dense), _in_place_of(model, now)]
+        stream = Stream(2 * n)
+        for x in self._batches():
+            both = [_hidden(network, [site], x)[site.name] for network in networks]
+            stream.add(torch.cat(both, 1))
+        mean, spread = stream.moments()
+        return Law(Moments(mean[n:], spread[n:, n:]), mean[:n], spread[:n, n:], spread[:n, :n])
+
+    def _all(self, model: nn.Module, sites: tuple[Site, ...], dense: Mapping[str, Tensor]) -> dict[str, Law]:
+        network = _in_place_of(model, dense)
+        streams = {site.name: Stream(site.units) for site in sites}
+        for x in self._batches():
+            for name, hidden in _hidden(network, sites, x).items():
+                streams[name].add(hidden)
+        return {name: Law(Moments(*stream.moments())) for name, stream in streams.items()}
+
+    def _batches(self) -> Iterator[Tensor]:
+        seen = False
+        for batch in self.loader:
+            x = batch[0] if isinstance(batch, (tuple, list)) else batch
+            if not isinstance(x, Tensor):
+                raise InvalidInputError(f"the data yield a {type(x).__name__}: yield tensors, or (tensor, …)")
+            seen = True
+            yield x
+        if not seen:
+            raise InvalidInputError(
+                "the data yielded no inputs: give a loader with at least one batch that can be read more than once "
+                "(a list or a DataLoader), or Data(loader, sequential=False)"
+            )
+
+
+def _in_place_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The model with other tensors; the model itself is not touched."""
+    state = model.state_dict()
+    changed = {name: tensor for name, tensor in tensors.items() if name not in state or tensor is not state[name]}
+    small = spared_copy(model, changed)
+    install(small, changed)
+    return small.eval()
+
+
+def _hidden(model: nn.Module, sites: Iterable[Site], x: Tensor) -> dict[str, Tensor]:
+    """What the first reader of every site reads, (N, n) each."""
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found[name] = args[0].flatten(0, -2)
+
+        return hook
+
+    hooks = [
+        model.get_submodule(site.readers[0].weight.tensor.rpartition(".")[0]).register_forward_pre_hook(
+            watch(site.name)
+        )
+        for site in sites
+    ]
+    try:
+        with torch.no_grad():
+            model(x)
+    except (RuntimeError, IndexError) as error:
+        raise InvalidInputError(
+            f"the data do not fit the model ({str(error).splitlines()[0]}): check the loader"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
