@@ -1,11 +1,26 @@
 """Make trained PyTorch networks smaller without any of their data, and say how large the error can be."""
 
-from coreprune.api import apply, inspect, plan, prune
+from coreprune.api import apply, inspect, plan, prune, verify
 from coreprune.errors import CorepruneError
 from coreprune.maths.methods import METHODS
 from coreprune.plan import Plan
+from coreprune.priors.data import Data
+from coreprune.priors.gaussian import Gaussian
 from coreprune.result import Pruned, load
 
 __version__ = "0.1.0"
 
-__all__ = ["METHODS", "CorepruneError", "Plan", "Pruned", "apply", "inspect", "load", "plan", "prune"]
+__all__ = [
+    "METHODS",
+    "CorepruneError",
+    "Data",
+    "Gaussian",
+    "Plan",
+    "Pruned",
+    "apply",
+    "inspect",
+    "load",
+    "plan",
+    "prune",
+    "verify",
+]

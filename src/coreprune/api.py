@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coreprune.budget import Remove, allocate, check_fraction, matching, widths
+from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
 from coreprune.engine.local import Progress, Request, curves, decide
+from coreprune.engine.verify import Verification, certify
 from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.maths.domain import Ball, Box
 from coreprune.maths.methods import method as method_named
 from coreprune.model.site import Inspection
 from coreprune.model.stack import discover
 from coreprune.plan import Plan
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
-from coreprune.result import Pruned
+from coreprune.result import Pruned, load, read_claims
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.edits import edited
 
-__all__ = ["apply", "inspect", "plan", "prune"]
+__all__ = ["apply", "inspect", "plan", "prune", "verify"]
 
 
 def inspect(model: nn.Module, example_inputs: Tensor | None = None) -> Inspection:
@@ -106,10 +111,9 @@ def plan(
         raise InvalidInputError("both prior= and data= were given: give one of them")
     tensors = model.state_dict()
     check_finite(tensors)
-    draws_of = {site.name: m for pattern, m in (draws or {}).items() for site in matching(found.sites, pattern)}
     law = Data(data) if data is not None else prior if prior is not None else Gaussian()
     beta = _radius(radius, found.features)
-    request = Request(chosen, law, beta, seed, reweight, draws_of, progress)
+    request = Request(chosen, law, beta, seed, reweight, {}, progress)
     ignore = tuple(ignore)
     asked = (remove, units, budget)
     if sum(one is not None for one in asked) + (draws is not None and asked == (None, None, None)) != 1:
@@ -123,14 +127,15 @@ def plan(
         kept = allocate(found, curves(model, found, tensors, request), left, ignore=ignore, itemsize=item)
     elif asked != (None, None, None):
         kept = widths(found, remove=remove, units=units, ignore=ignore)
-    cuts = decide(model, found, tensors, kept, request)
+    drawn = draws_of(found, draws or {}, kept, ignore)
+    cuts = decide(model, found, tensors, kept, replace(request, draws=drawn))
     recipe = {
         "method": method,
         "reweight": reweight,
         "remove": dict(remove) if isinstance(remove, Mapping) else remove,
         "units": None if units is None else dict(units),
         "budget": None if budget is None else dict(budget),
-        "draws": draws_of or None,
+        "draws": drawn or None,
         "ignore": list(ignore),
         "radius": beta,
         "radius_from": "given" if radius is not None else f"√d for d = {found.features} input features",
@@ -215,6 +220,70 @@ def prune(
         progress=progress,
     )
     return apply(model, decided, inplace=inplace)
+
+
+def verify(
+    model: nn.Module,
+    small: Pruned | str | Path,
+    *,
+    prior: Gaussian | None = None,
+    radius: float | None = None,
+    box: tuple[float, float] | None = None,
+    inputs: Tensor | None = None,
+    samples: int = 10_000,
+    delta: float = 0.05,
+    worst: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Verification:
+    """Recompute what is guaranteed of a smaller network, from the two networks' tensors alone.
+
+    Args:
+        model: the dense network.
+        small: the result of `prune`, or the directory it was saved to.
+        prior: law of the inputs for the mean squares; default `Gaussian()`.
+        radius: β of the ball that the worst case is taken over; default √d.
+        box: (lowest, highest) value of every input feature, to take it over a box instead.
+        inputs: the user's own inputs to measure on, (N, …); otherwise the prior is sampled.
+        samples: how many inputs to sample.
+        delta: probability with which a statement may fail.
+        worst: also prove worst cases, which takes longest.
+        seed: of samples and searches.
+        progress: called with (done, all, name) before each site.
+
+    Returns:
+        Certificates; `statements()` says each in a sentence.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> checked = verify(net, prune(net, units={"0": 8}))
+        >>> checked.end_bound                                          # nothing was cut
+        0.0
+    """
+    found = discover(model)
+    if box is not None and radius is not None:
+        raise InvalidInputError("both radius= and box= were given: give one of them")
+    domain: Ball | Box = Ball(_radius(radius, found.features))
+    if box is not None:
+        domain = Box(*(torch.full((found.features,), float(end)) for end in box))
+    if isinstance(small, Pruned):
+        module, claims = small.model, small.claims()
+    else:
+        module, claims = load(small, lambda: copy.deepcopy(model)), read_claims(small)
+    return certify(
+        model,
+        module,
+        found,
+        claims,
+        prior=prior or Gaussian(),
+        domain=domain,
+        inputs=inputs,
+        samples=samples,
+        delta=delta,
+        worst=worst,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:

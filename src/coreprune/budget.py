@@ -13,7 +13,7 @@ from torch import Tensor
 from coreprune.errors import InvalidInputError, UnknownNameError
 from coreprune.model.site import Inspection, Shape, Site, parameters_after
 
-__all__ = ["Remove", "allocate", "check_fraction", "matching", "widths"]
+__all__ = ["Remove", "allocate", "check_fraction", "draws_of", "matching", "widths"]
 
 Remove = float | Mapping[str, float]
 
@@ -25,7 +25,12 @@ def matching(sites: Sequence[Site], pattern: str) -> list[Site]:
         UnknownNameError: it means none.
     """
     if pattern.startswith("re:"):
-        found = [site for site in sites if re.search(pattern[3:], site.name)]
+        try:
+            found = [site for site in sites if re.search(pattern[3:], site.name)]
+        except re.error as error:
+            raise InvalidInputError(
+                f"{pattern!r} is not a regular expression ({error}): mend it, or use a glob"
+            ) from error
     else:
         found = [site for site in sites if fnmatchcase(site.name, pattern)]
     if not found:
@@ -68,6 +73,28 @@ def widths(
     assert remove is not None
     check_fraction(remove)
     return _evenly(inspection, sites, remove)
+
+
+def draws_of(
+    inspection: Inspection, draws: Mapping[str, int], kept: Mapping[str, int], ignore: Iterable[str] = ()
+) -> dict[str, int]:
+    """Draws with replacement by site, of the paper's sampling.
+
+    Raises:
+        InvalidInputError: not a whole number from 1, or a site that is also given a width.
+        UnknownNameError: a pattern that matches nothing.
+    """
+    ignored = {site.name for pattern in ignore for site in matching(inspection.sites, pattern)}
+    result: dict[str, int] = {}
+    for pattern, count in draws.items():
+        for site in matching(inspection.sites, pattern):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise InvalidInputError(f"draws={count!r} was asked of site {site.name!r}: give a whole number from 1")
+            if site.name in kept:
+                raise InvalidInputError(f"both units and draws were asked of site {site.name!r}: give one of them")
+            if site.name not in ignored:
+                result[site.name] = count
+    return result
 
 
 def allocate(

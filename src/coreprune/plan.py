@@ -105,6 +105,8 @@ class Plan:
                     f"the plan was made for a network whose {name} is {tuple(shape)}, but {found}: "
                     "apply it to the network it was made for"
                 )
+        for cut in self.cuts:
+            _check_locations(cut.site, shapes)
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write plan.json and plan.safetensors into a new directory."""
@@ -127,7 +129,7 @@ class Plan:
                 body["recipe"],
                 {name: tuple(shape) for name, shape in body["shapes"].items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the plan in {path} is damaged ({error!r}): make it again") from error
 
     def _body(self) -> dict[str, Any]:
@@ -149,6 +151,20 @@ class Plan:
                 if coreset.offset is not None:
                     tensors[f"{cut.site.name}/{r}/offset"] = coreset.offset
         return tensors
+
+
+def _check_locations(site: Site, shapes: Mapping[str, Shape]) -> None:
+    """Raise CheckpointError unless everything the site owns lies where the plan says."""
+    for at in site.locations:
+        shape = shapes.get(at.tensor)
+        if shape is None and at == site.bias:
+            continue
+        if shape is None or not 0 <= at.axis < len(shape) or at.start + site.units * at.span > shape[at.axis]:
+            found = "is not there" if shape is None else f"is {tuple(shape)}"
+            raise CheckpointError(
+                f"the plan looks for the {site.units} units of {site.name} on axis {at.axis} of {at.tensor}, "
+                f"which {found}: the plan is damaged, make it again"
+            )
 
 
 def _read_cut(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cut:

@@ -14,11 +14,13 @@ from coreprune.errors import CheckpointError
 from coreprune.io.checkpoint import read_tensors, write_tensors
 from coreprune.io.directory import new_directory
 from coreprune.io.sidecar import read_json, write_json
+from coreprune.maths.layer import Coreset
+from coreprune.model.site import Site
 from coreprune.plan import Plan
 from coreprune.report.text import summary
 from coreprune.surgery.apply import attributes, install
 
-__all__ = ["Pruned", "kept_units", "load"]
+__all__ = ["Pruned", "load", "read_claims", "read_structure"]
 
 FORMAT = 1
 
@@ -49,6 +51,10 @@ class Pruned:
         """Bytes of the smaller network's tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
 
+    def claims(self) -> dict[str, Coreset]:
+        """Which dense units, or combinations of them, the units of each cut site are."""
+        return {cut.site.name: cut.coresets[0] for cut in self.plan.cuts}
+
     def summary(self) -> str:
         """Per site: units, method, domain and what is known of the error; the size before and after."""
         return summary(self.plan, self.dense_parameters, self.dense_bytes, self.parameters, self.bytes)
@@ -65,6 +71,7 @@ class Pruned:
         state = self.model.state_dict()
         with new_directory(path, force=force) as draft:
             write_tensors(draft / "model.safetensors", state)
+            write_tensors(draft / "turned.safetensors", _turned(self.claims()))
             write_json(draft / "structure.json", "structure", FORMAT, self._structure(state))
 
     def _structure(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -90,6 +97,33 @@ def _touched(cut: Any) -> list[str]:
     return [at.tensor for at in cut.site.locations]
 
 
+def _turned(claims: Mapping[str, Coreset]) -> dict[str, Tensor]:
+    """Incoming combinations of the sites whose units are not units of the dense network."""
+    tensors: dict[str, Tensor] = {}
+    for name, coreset in claims.items():
+        if coreset.incoming is not None and coreset.shift is not None:
+            tensors |= {f"{name}/incoming": coreset.incoming, f"{name}/shift": coreset.shift}
+    return tensors
+
+
+def read_claims(path: str | Path) -> dict[str, Coreset]:
+    """The inverse of `Pruned.claims` for a saved network; the weights T are not kept and not needed.
+
+    Raises:
+        CheckpointError: the directory is not whole.
+    """
+    tensors = read_tensors(Path(path) / "turned.safetensors")
+    claims: dict[str, Coreset] = {}
+    try:
+        for entry in read_structure(path)["sites"]:
+            name, kept = entry["site"]["name"], torch.tensor(entry["kept"], dtype=torch.int64)
+            incoming, shift = tensors.get(f"{name}/incoming"), tensors.get(f"{name}/shift")
+            claims[name] = Coreset(kept, torch.ones(len(kept)), None, incoming, shift)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}/structure.json is damaged ({error!r}): write it again") from error
+    return claims
+
+
 def load(path: str | Path, make_model: Callable[[], nn.Module]) -> nn.Module:
     """Rebuild a saved network on a fresh instance, strictly.
 
@@ -111,7 +145,7 @@ def load(path: str | Path, make_model: Callable[[], nn.Module]) -> nn.Module:
         >>> load(place, make)[0].out_features
         3
     """
-    structure = read_json(Path(path) / "structure.json", "structure", FORMAT)
+    structure = read_structure(path)
     tensors = read_tensors(Path(path) / "model.safetensors")
     model = make_model()
     if not isinstance(model, nn.Module):
@@ -128,10 +162,18 @@ def load(path: str | Path, make_model: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
-def kept_units(path: str | Path) -> tuple[Plan, dict[str, Any]]:
-    """The sites of a saved network as a plan without matrices, and its structure: enough to check and to report."""
+def read_structure(path: str | Path) -> dict[str, Any]:
+    """The structure.json of a saved network, its parts checked for their kind.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
     structure = read_json(Path(path) / "structure.json", "structure", FORMAT)
-    return Plan((), structure["recipe"], {}), structure
+    kinds = {"recipe": dict, "size": dict, "tensors": dict, "modules": dict, "sites": list}
+    for part, kind in kinds.items():
+        if not isinstance(structure.get(part), kind):
+            raise CheckpointError(f"{path}/structure.json has no valid part {part!r}: write it again")
+    return structure
 
 
 def _check(path: str | Path, structure: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -143,6 +185,7 @@ def _check(path: str | Path, structure: Mapping[str, Any], tensors: Mapping[str,
     missing = sorted(set(described) - set(tensors))
     if missing:
         raise CheckpointError(f"{path}: {missing[0]} is missing from model.safetensors: write it again")
+    _check_sites(path, structure, tensors)
     state = model.state_dict()
     added = {f"{path}.bias" for path in structure["modules"]} | {"bias"}
     unknown = sorted(name for name in tensors if name not in state and name not in added)
@@ -160,6 +203,21 @@ def _check(path: str | Path, structure: Mapping[str, Any], tensors: Mapping[str,
                 f"{name} is {tuple(tensor.shape)} in {path} and {tuple(dense.shape)} in the fresh instance: "
                 "make_model must make the dense architecture"
             )
+
+
+def _check_sites(path: str | Path, structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Every tensor must have as many units of a site as the structure says were kept."""
+    try:
+        for entry in structure["sites"]:
+            site, kept = Site.from_json(entry["site"]), len(entry["kept"])
+            for at in site.locations:
+                found = tensors[at.tensor].shape[at.axis] if at.tensor in tensors else kept * at.span
+                if found != kept * at.span:
+                    raise CheckpointError(
+                        f"{path}: {kept} units of {site.name} were kept, but {at.tensor} has {found}: write it again"
+                    )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{path}/structure.json is damaged ({error!r}): write it again") from error
 
 
 def _fits(small: Tensor, dense: Tensor) -> bool:

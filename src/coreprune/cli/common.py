@@ -19,6 +19,7 @@ from torch import nn
 from coreprune.errors import CheckpointError, InvalidInputError, UnknownNameError
 from coreprune.io.checkpoint import read_tensors
 from coreprune.maths.methods import METHODS
+from coreprune.priors.gaussian import Gaussian
 
 __all__ = ["by_name", "factory_of", "model_of", "model_options", "progress_bar", "request_of", "request_options"]
 
@@ -40,7 +41,7 @@ def factory_of(spec: str) -> Callable[[], nn.Module]:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UnknownNameError(f"{spec!r} cannot be found ({error}): check the module and the name") from error
     if not callable(found):
         raise InvalidInputError(
@@ -57,7 +58,7 @@ def model_of(spec: str, factory: str | None) -> nn.Module:
             raise InvalidInputError(
                 f"{spec} holds tensors only: name what makes the network with --factory module:name"
             )
-        model = factory_of(factory)()
+        model = _made(factory)
         try:
             model.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
@@ -66,7 +67,17 @@ def model_of(spec: str, factory: str | None) -> nn.Module:
                 f"{spec} does not fit what {factory} makes ({reason}): name the right factory"
             ) from None
         return model
-    model = factory_of(spec)()
+    return _made(spec)
+
+
+def _made(spec: str) -> nn.Module:
+    """What the factory makes, if it makes a module."""
+    factory = factory_of(spec)
+    try:
+        model = factory()
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InvalidInputError(f"{spec!r} failed when it was called without arguments ({reason}): mend it") from error
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"{spec!r} returned a {type(model).__name__}: name what returns a torch.nn.Module")
     return model
@@ -101,7 +112,11 @@ def request_options(command: Any) -> Any:
             ),
             click.option("--units", multiple=True, metavar="SITE=K", help="Units a site keeps."),
             click.option("--draws", multiple=True, metavar="SITE=M", help="The paper's draws with replacement."),
-            click.option("--method", default="sampling", show_default=True, help=f"One of {', '.join(METHODS)}."),
+            click.option("--method", default="kernel", show_default=True, help=f"One of {', '.join(METHODS)}."),
+            click.option("--budget", metavar="KIND=X", help="params, flops, bytes (number or 60%) or error=0.05."),
+            click.option("--reweight", is_flag=True, help="Least-squares weights for the method's units."),
+            click.option("--mean", type=float, default=0.0, show_default=True, help="Of an input feature (prior)."),
+            click.option("--std", type=float, help="Of an input feature (prior)  [default: radius / sqrt(d)]"),
             click.option("--ignore", multiple=True, metavar="SITE", help="Leave these sites whole (name, glob, re:)."),
             click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]"),
             click.option("--seed", type=int, default=0, show_default=True, help="Decides every random choice."),
@@ -121,8 +136,17 @@ def request_of(options: dict[str, Any]) -> dict[str, Any]:
                 "--remove was given as one fraction and again: give one fraction, or SITE=F for each"
             )
         remove = _number(plain[0], float) if plain else by_name("--remove", options["remove"], float)
+    budget = None
+    if options["budget"]:
+        kind, equals, value = options["budget"].partition("=")
+        if not equals:
+            raise InvalidInputError(f"--budget {options['budget']!r} has no '=': write one such as params=60%")
+        budget = {kind: value}
     return {
         "remove": remove,
+        "budget": budget,
+        "prior": Gaussian(options["mean"], options["std"]),
+        "reweight": options["reweight"],
         "units": by_name("--units", options["units"], int) or None,
         "draws": by_name("--draws", options["draws"], int) or None,
         "method": options["method"],

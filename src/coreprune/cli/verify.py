@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
-from coreprune.cli.common import model_options
+from coreprune import api
+from coreprune.cli.common import model_of, model_options, progress_bar
+from coreprune.errors import InvalidInputError
+from coreprune.priors.gaussian import Gaussian
+from coreprune.report.text import wrap
 
 __all__ = ["verify"]
 
@@ -12,5 +18,60 @@ __all__ = ["verify"]
 @click.command(short_help="Recompute the guarantees from the tensors.")
 @model_options
 @click.argument("out")
-def verify(model: str, factory: str | None, shape: str | None, out: str) -> None:
-    """Check the smaller network in OUT against MODEL."""
+@click.option("--mean", type=float, default=0.0, show_default=True, help="Of an input feature (prior).")
+@click.option("--std", type=float, help="Of an input feature (prior)  [default: radius / sqrt(d)]")
+@click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]")
+@click.option("--box", metavar="LOW,HIGH", help="Range of every input feature, in place of the ball.")
+@click.option("--delta", type=float, default=0.05, show_default=True, help="Probability that a statement may fail.")
+@click.option("--samples", type=int, default=10_000, show_default=True, help="Inputs to measure on.")
+@click.option("--no-worst", is_flag=True, help="Leave out the worst cases, which take longest.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of samples and searches.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def verify(
+    model: str,
+    factory: str | None,
+    shape: str | None,
+    out: str,
+    mean: float,
+    std: float | None,
+    radius: float | None,
+    box: str | None,
+    delta: float,
+    samples: int,
+    no_worst: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Check the smaller network in OUT against MODEL, from the tensors alone.
+
+    Example: coreprune verify coreprune.demo:lenet small/ --std 0.5 --radius 10
+    """
+    network = model_of(model, factory)
+    with progress_bar("verifying") as progress:
+        checked = api.verify(
+            network,
+            out,
+            prior=Gaussian(mean, std),
+            radius=radius,
+            box=_ends(box),
+            samples=samples,
+            delta=delta,
+            worst=not no_worst,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(checked.to_json(), indent=1))
+    else:
+        for line in checked.statements():
+            click.echo("\n".join(wrap(f"- {line}")))
+
+
+def _ends(box: str | None) -> tuple[float, float] | None:
+    if box is None:
+        return None
+    try:
+        low, high = (float(end) for end in box.split(","))
+    except ValueError as error:
+        raise InvalidInputError(f"--box {box!r} is not a range: write one such as 0,1") from error
+    return low, high

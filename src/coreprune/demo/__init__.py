@@ -7,6 +7,7 @@ only the test images are shipped, and only to measure: nothing in coreprune look
 from __future__ import annotations
 
 import gzip
+import math
 from pathlib import Path
 
 import torch
@@ -54,10 +55,13 @@ def read_idx(path: str | Path) -> Tensor:
     try:
         with gzip.open(path) as stream:
             raw = stream.read()
-    except OSError as error:
+    except (OSError, EOFError) as error:
         raise CheckpointError(f"cannot read {path} ({error}): it must be a gzipped IDX file") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise CheckpointError(f"{path} is not an IDX file of bytes: check the path")
     rank = raw[3]
     shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
-    return torch.frombuffer(bytearray(raw[4 + 4 * rank :]), dtype=torch.uint8).reshape(shape)
+    body = raw[4 + 4 * rank :]
+    if len(shape) != rank or len(body) != math.prod(shape) or not body:
+        raise CheckpointError(f"{path} holds {len(body)} bytes and says {shape}: it is cut short, copy it again")
+    return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape)

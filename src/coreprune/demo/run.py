@@ -16,12 +16,16 @@ from coreprune.api import prune
 from coreprune.demo import lenet, test_images
 from coreprune.io.checkpoint import write_tensors
 from coreprune.maths.methods import METHODS
+from coreprune.priors.gaussian import Gaussian
 from coreprune.result import Pruned
 
 __all__ = ["WIDTHS", "Row", "rows"]
 
 #: units kept of 300 and of 100
 WIDTHS = ((150, 50), (100, 35), (60, 20), (30, 100))
+
+#: pixels lie in [0, 1], so their standard deviation is at most 1/2 (Popoviciu); nothing else is said of images
+PRIOR = Gaussian(std=0.5)
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,11 @@ def rows(seed: int = 0, keep: Callable[[Pruned], None] | None = None) -> Iterato
     """
     model, (images, labels) = lenet(), test_images()
     yield _row("dense", (300, 100), model, 0.0, "none", images, labels)
-    prune(model, units={"0": 299}, seed=seed)  # the first call pays for what Python loads lazily
+    prune(model, units={"0": 299}, prior=PRIOR, seed=seed)  # the first call pays for what Python loads lazily
     for name in METHODS:
         for first, second in WIDTHS:
             start = time.perf_counter()
-            small = prune(model, units={"0": first, "2": second}, method=name, seed=seed)
+            small = prune(model, units={"0": first, "2": second}, method=name, prior=PRIOR, seed=seed)
             seconds = time.perf_counter() - start
             if keep:
                 keep(small)

@@ -72,10 +72,11 @@ def decide(
     now = dict(tensors)
     cuts: list[Cut] = []
     walk, radius = _start(request.prior, found.features, request.radius), request.radius
-    names = {site.name for site in found.sites}
+    names, assumed = {site.name for site in found.sites}, False
     for i, site in enumerate(found.chain):
         if site is None:
             walk, radius = _afresh(request.prior, found, tensors, i)
+            assumed = True
             continue
         if request.progress:
             request.progress(i, len(found.chain), site.name)
@@ -89,7 +90,10 @@ def decide(
             cut = Cut(site, tuple(coreset for _ in site.readers))
             now |= edited(cut.edits(now), now)
             cut_layer = layer_at(site, now, radius)
-            evidence = _theorem(layer, coreset, request.draws.get(site.name), request.method.name)
+            if assumed:
+                evidence = {"domain": "unknown: what comes before is not followed", "radius": None}
+            else:
+                evidence = _theorem(layer, coreset, request.draws.get(site.name), request.method.name)
             if walk is None:
                 evidence |= _mean_square(*residual_energy(dense.outgoing, law, coreset))
             cuts.append(replace(cut, evidence=evidence))
@@ -107,7 +111,7 @@ def decide(
 
 
 def curves(model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], request: Request) -> dict[str, Tensor]:
-    """err(k), k = 0 … n, of every site on its own: the share of its readers' variance that k units leave unexplained."""
+    """err(k), k = 0 … n, of every site on its own: the share of its readers' variance that k units cannot explain."""
     walk, radius = _start(request.prior, found.features, request.radius), request.radius
     result: dict[str, Tensor] = {}
     names = {site.name for site in found.sites}

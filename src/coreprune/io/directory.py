@@ -31,8 +31,8 @@ def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     target = Path(path)
     if target.exists() and not force:
         raise CheckpointError(f"{target} exists already: give another name, or --force (force=True) to replace it")
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target} is a file, not a directory: give another name")
+    if target.exists() and not _ours(target):
+        raise CheckpointError(f"{target} was not written by coreprune, so it is not replaced: give another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -44,10 +44,7 @@ def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         yield draft
         draft.chmod(0o777 & ~_umask())
         if target.exists():
-            old = draft.with_name(draft.name + ".old")
-            target.rename(old)
-            draft.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
+            _exchange(draft, target)
         else:
             draft.rename(target)
     except OSError as error:
@@ -56,6 +53,26 @@ def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _ours(target: Path) -> bool:
+    """Whether a directory is empty or holds what coreprune writes."""
+    if not target.is_dir():
+        return False
+    inside = {file.name for file in target.iterdir()}
+    return not inside or "structure.json" in inside or "plan.json" in inside
+
+
+def _exchange(draft: Path, target: Path) -> None:
+    """Put the new directory in place of the old one, or leave the old one as it was."""
+    old = draft.with_name(draft.name + ".old")
+    target.rename(old)
+    try:
+        draft.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:

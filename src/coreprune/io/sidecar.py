@@ -30,7 +30,7 @@ def read_json(path: str | Path, kind: str, version: int) -> dict[str, Any]:
         body = json.loads(Path(path).read_text())
     except OSError as error:
         raise CheckpointError(f"cannot read {path} ({error.strerror}): check the path") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}): write it again") from error
     if not isinstance(body, dict) or body.get("kind") != kind:
         raise CheckpointError(f"{path} is not a {kind} written by coreprune: check the path")

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from coreprune.errors import InvalidInputError
@@ -76,7 +77,7 @@ def size_for_error(total: float, error: float, delta: float, outputs: int = 1) -
 
     Example:
         >>> size_for_error(total=1.0, error=0.1, delta=0.05)
-        2226
+        2225
     """
     if not error > 0:
         raise InvalidInputError(f"an error of {error} was asked for: give a positive one")
@@ -108,7 +109,7 @@ def output_variance(layer: Layer, probability: Tensor, draws: int, x: Tensor) ->
     """
     h = layer.hidden(x)
     used = probability > 0
-    inverse = used / probability.clamp(min=1e-300)
+    inverse = torch.where(used, 1 / torch.where(used, probability, 1.0), 0.0)
     second = (h.square() * inverse) @ layer.outgoing.square().T
     reach = layer.outgoing.abs().amax(0) * layer.activation.envelope(layer.query_radius * layer.norms)
     worst = (reach * inverse).amax()

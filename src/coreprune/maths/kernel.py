@@ -12,6 +12,8 @@ Source: 01-maths §3.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Generator
 
@@ -72,7 +74,7 @@ def select(layer: Layer, units: int) -> Path:
     Y = Y * scale
     few_go = units > live.numel() / 2
     path = backward(R, Y, units) if few_go or live.numel() <= SMALL else forward(R, Y, units)
-    return Path(live[path.kept], live[path.order], path.energy)
+    return replace(path, kept=live[path.kept], order=live[path.order])
 
 
 def law_needed(layer: Layer) -> Law:

@@ -37,7 +37,7 @@ def folding(layer: Layer, units: int, generator: Generator) -> Coreset:
 
 
 def neuron_merging(layer: Layer, units: int, generator: Generator | None = None, *, threshold: float = 0.45) -> Coreset:
-    """Largest norms stay; unit j becomes ‖p_j‖/‖p_s‖ times the kept unit s of largest cosine, if that is ≥ threshold."""
+    """Largest norms stay; unit j is ‖p_j‖/‖p_s‖ times the kept unit s of largest cosine if it reaches threshold."""
     points = torch.cat([layer.incoming, layer.bias[:, None]], 1)
     norms = layer.norms
     kept = torch.sort(torch.argsort(norms, descending=True, stable=True)[:units]).values

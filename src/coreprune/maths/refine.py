@@ -28,7 +28,7 @@ from coreprune.maths.propagate import Component
 
 __all__ = ["refined"]
 
-STEPS = 100  # of L-BFGS
+STEPS = 60  # of L-BFGS
 TERMS = 8  # Mehler terms of the descent; the replacement at the end uses all
 RIDGE = 1e-5  # on correlations, against fitting the law to more digits than it deserves
 

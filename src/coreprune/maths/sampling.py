@@ -61,16 +61,16 @@ def coreset_of_neuron(
 ) -> Tensor:
     """Sparse weights u with Σ u_j φ(p_j·q) ≈ Σ w_j φ(p_j·q) for every query q = (x, 1), ‖x‖ ≤ β.
 
-    Signed weights are split, w = w⁺ − w⁻, and each part gets a coreset of its own (the errors add:
-    2ε). With ``draws=m`` each part gets m draws; with ``units=k`` the two parts share k in
-    proportion to their total sensitivities.
+    With ``draws=m`` signed weights are split, w = w⁺ − w⁻, and each part gets a coreset of m draws of its
+    own (the errors add: 2ε). With ``units=k`` one sample by |w_j| φ̄(R‖p_j‖) serves both signs, since a
+    Horvitz–Thompson weight is the same for either.
 
     Args:
         points: p_j with the bias as last coordinate, (n, d + 1).
         weights: w, (n,), any signs.
         activation: φ.
         radius: β ≥ 0.
-        draws: m, draws with replacement for each sign.
+        draws: m, draws with replacement for each sign that is there.
         units: k ≤ n, exact number of non-zero weights (fewer only if fewer matter at all).
         generator: source of randomness, on the device of `points`.
 
@@ -87,18 +87,16 @@ def coreset_of_neuron(
 
     Source: [M19], Algorithm 1 and its remark on negative weights.
     """
-    budget = _one_of(draws, units)
-    layers = [
-        Layer(points[:, :-1], points[:, -1], part[None], activation, radius)
-        for part in (weights.clamp(min=0), (-weights).clamp(min=0))
-    ]
-    totals = [sensitivity(layer) for layer in layers]
-    sizes = [budget, budget] if units is None else _share(budget, totals[0], totals[1])
+    size = _one_of(draws, units)
+    if units is not None:
+        layer = Layer(points[:, :-1], points[:, -1], weights[None], activation, radius)
+        _check_units(units, layer.units)
+        return weights * _systematic(sensitivity(layer), units, generator)
     coreset = torch.zeros_like(weights)
-    for sign, layer, s, size in zip((1, -1), layers, totals, sizes, strict=True):
-        if size and bool(s.any()):
-            scale = _draw(s, size, generator) if units is None else _systematic(s, size, generator)
-            coreset += sign * layer.outgoing[0] * scale
+    for sign, part in ((1, weights.clamp(min=0)), (-1, (-weights).clamp(min=0))):
+        s = sensitivity(Layer(points[:, :-1], points[:, -1], part[None], activation, radius))
+        if bool(s.any()):
+            coreset += sign * part * _draw(s, size, generator)
     return coreset
 
 
@@ -124,14 +122,13 @@ def coreset_of_layer(
     """
     size = _one_of(draws, units)
     s = sensitivity(layer)
-    if units is not None and size > layer.units:
-        raise InvalidInputError(f"{size} units asked of a layer that has {layer.units}: ask for at most {layer.units}")
     if units is None:
         scale = _draw(s, size, generator) if bool(s.any()) else torch.zeros_like(s)
-        kept = scale.nonzero()[:, 0]
+        kept = scale.nonzero()[:, 0] if bool(scale.any()) else scale.argmax()[None]  # nothing matters: one stays, at 0
     else:
-        scale = _systematic(s, size, generator)
-        kept = torch.sort(torch.argsort(scale, descending=True, stable=True)[:size]).values
+        _check_units(units, layer.units)
+        scale = _systematic(s, units, generator)
+        kept = torch.sort(torch.argsort(scale, descending=True, stable=True)[:units]).values
     return Coreset(kept, scale[kept])
 
 
@@ -185,14 +182,9 @@ def _systematic(s: Tensor, k: int, generator: Generator) -> Tensor:
     return scale.to(s.dtype)
 
 
-def _share(k: int, positive: Tensor, negative: Tensor) -> list[int]:
-    """Split k between the signs in proportion to total sensitivity, at least one to a sign that is there."""
-    counts = [int((positive > 0).sum()), int((negative > 0).sum())]
-    total = float(positive.sum() + negative.sum())
-    first = round(k * float(positive.sum()) / total) if total else 0
-    first = max(first, min(1, counts[0]), k - counts[1])
-    first = min(first, counts[0], k - min(1, counts[1]) if counts[0] else 0)
-    return [max(first, 0), min(k - first, counts[1])]
+def _check_units(units: int, n: int) -> None:
+    if units > n:
+        raise InvalidInputError(f"{units} units were asked of {n}: ask for at most {n}")
 
 
 def _one_of(draws: int | None, units: int | None) -> int:

@@ -164,7 +164,8 @@ def upper_bound(
     fine, coarse = cells(units, nodes), cells(units, 16)
     coarse = replace(coarse, error=torch.zeros_like(coarse.error))  # the search may round, the proof may not
     n, m = units.directions.shape
-    weights = _both_signs(torch.nn.functional.pad(common.outgoing, (0, n - len(common.bias))))
+    idle = common.outgoing.new_zeros(len(common.constant), n - len(common.bias))  # the coordinates of a box
+    weights = _both_signs(torch.cat([common.outgoing, idle], 1))
     bounds = []
     for weight in torch.split(weights, max(1, STATE // n)):
         chord = secant(units, weight)

@@ -31,7 +31,6 @@ _WITH_PARAMETERS: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.LeakyReLU: lambda m: activation("leaky_relu", slope=m.negative_slope),
     nn.ELU: lambda m: activation("elu", alpha=m.alpha),
     nn.Hardtanh: lambda m: activation("hardtanh", low=m.min_val, high=m.max_val),
-    nn.Softplus: lambda m: activation("softplus", beta=float(m.beta)),
     nn.GELU: lambda m: activation("gelu" if m.approximate == "none" else "gelu_tanh"),
 }
 
@@ -68,6 +67,8 @@ def of_module(module: nn.Module) -> Activation | None:
         return activation(_PLAIN[kind])
     if kind in _WITH_PARAMETERS:
         return _WITH_PARAMETERS[kind](module)
+    if isinstance(module, nn.Softplus):
+        return _softplus(float(module.beta), float(module.threshold))
     if isinstance(module, nn.PReLU) and module.weight.numel() == 1 and not module.weight.is_meta:
         return activation("leaky_relu", slope=float(module.weight.detach()))
     return None
@@ -90,7 +91,8 @@ def of_function(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     if target is F.elu:
         return activation("elu", alpha=float(kwargs.get("alpha", args[0] if args else 1.0)))
     if target is F.softplus:
-        return activation("softplus", beta=float(kwargs.get("beta", args[0] if args else 1.0)))
+        threshold = kwargs.get("threshold", args[1] if len(args) > 1 else 20.0)
+        return _softplus(float(kwargs.get("beta", args[0] if args else 1.0)), float(threshold))
     if target is F.hardtanh:
         low = kwargs.get("min_val", args[0] if args else -1.0)
         high = kwargs.get("max_val", args[1] if len(args) > 1 else 1.0)
@@ -98,3 +100,8 @@ def of_function(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     if target is operator.pos:
         return activation("identity")
     return None
+
+
+def _softplus(beta: float, threshold: float) -> Activation | None:
+    """PyTorch's softplus turns linear where β·z exceeds the threshold; below 15 that jump is more than rounding."""
+    return activation("softplus", beta=beta) if threshold >= 15 else None

@@ -6,6 +6,7 @@ is such a stack, and functional calls look the same. What cannot be followed is 
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from coreprune.errors import InvalidInputError, UnsupportedModelError
-from coreprune.maths.activation import Activation
+from coreprune.maths.activation import Activation, activation
 from coreprune.model.activations import of_function, of_module
 from coreprune.model.site import Inspection, Location, Reader, Refusal, Site
 
@@ -53,6 +54,10 @@ def discover(model: nn.Module, example_inputs: Tensor | None = None) -> Inspecti
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"a torch.nn.Module was expected, but this is a {type(model).__name__}: pass the model")
     steps = [_step(model, node) for node in _chain(model)]
+    before = next((i for i, step in enumerate(steps) if step.kind == "linear"), len(steps))
+    strange = any(
+        step.kind == "other" or step.activation not in {None, activation("identity")} for step in steps[:before]
+    )
     linears = [i for i, step in enumerate(steps) if step.kind == "linear"]
     if not linears:
         raise UnsupportedModelError(
@@ -68,7 +73,7 @@ def discover(model: nn.Module, example_inputs: Tensor | None = None) -> Inspecti
     uses = Counter(id(step.module.weight) for step in steps if step.module is not None)
     uses |= Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     sites: list[Site] = []
-    chain: list[Site | None] = []
+    chain: list[Site | None] = [None] if strange else []
     refused: list[Refusal] = []
     for here, there in zip(linears, [*linears[1:], len(steps)], strict=True):
         between, reader = steps[here + 1 : there], steps[there] if there < len(steps) else None
@@ -90,22 +95,37 @@ def _chain(model: nn.Module) -> list[fx.Node]:
         graph = fx.symbolic_trace(model).graph
     except Exception as error:
         raise UnsupportedModelError(
-            f"the forward pass of {type(model).__name__} cannot be traced ({str(error).splitlines()[0]}): "
+            f"the forward pass of {type(model).__name__} cannot be traced ({_first_line(error)}): "
             "only stacks of Linear layers and elementwise activations can be cut"
         ) from error
-    nodes = [node for node in graph.nodes if node.users or node.op == "output"]
+    nodes = [node for node in graph.nodes if (node.users or node.op == "output") and not _is_size(node)]
     inputs = [node for node in nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise UnsupportedModelError(f"{type(model).__name__} takes {len(inputs)} inputs: a stack takes one tensor")
     for before, node in pairwise(nodes):
-        if list(before.users) != [node] or node.all_input_nodes != [before]:
+        users = [user for user in before.users if not _is_size(user)]
+        if users != [node] or [source for source in node.all_input_nodes if not _is_size(source)] != [before]:
             raise UnsupportedModelError(
                 f"{type(model).__name__} is not a stack: the result of '{_path(before)}' is used by "
-                f"{len(before.users)} later steps or joined with others at '{_path(node)}'"
+                f"{len(users)} later steps or joined with others at '{_path(node)}'"
             )
     if nodes[-1].op != "output" or not isinstance(nodes[-1].args[0], fx.Node):
         raise UnsupportedModelError(f"{type(model).__name__} does not return one tensor, as a stack does")
     return nodes[1:-1]
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node asks for a shape, or takes an entry of one."""
+    if node.op == "call_method" and node.target == "size":
+        return True
+    if node.op == "call_function" and node.target is getattr and len(node.args) > 1 and node.args[1] == "shape":
+        return True
+    source = node.args[0] if node.args else None
+    return node.target is operator.getitem and isinstance(source, fx.Node) and _is_size(source)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _path(node: fx.Node) -> str:
@@ -118,14 +138,14 @@ def _step(model: nn.Module, node: fx.Node) -> _Step:
         if type(module) is nn.Linear:
             return _Step("linear", str(node.target), module=module)
         if isinstance(module, _PASS):
-            return _Step("activation", str(node.target), activation=of_module(nn.Identity()))
+            return _Step("activation", str(node.target), activation=activation("identity"))
         if isinstance(module, nn.Flatten):
             return _Step("reshape", str(node.target))
         phi = of_module(module)
         return _Step("activation" if phi else "other", f"{node.target} ({type(module).__name__})", activation=phi)
     target: Any = node.target
     if target in _PASS_CALLS:
-        return _Step("activation", node.name, activation=of_module(nn.Identity()))
+        return _Step("activation", node.name, activation=activation("identity"))
     if target in _RESHAPES:
         return _Step("reshape", node.name)
     phi = of_function(target, tuple(node.args[1:]), dict(node.kwargs))
@@ -144,10 +164,14 @@ def _refusal(here: _Step, between: list[_Step], reader: _Step | None, uses: Coun
         return f"{len(bent)} activations follow each other ({', '.join(bent)})"
     if not flat and any(step.kind == "reshape" for step in between):
         return "its units are reshaped before they are read"
+    assert here.module is not None
+    assert reader.module is not None
+    if here.module.out_features != reader.module.in_features:
+        return f"its {here.module.out_features} units are reshaped and read as {reader.module.in_features}"
     for step in (here, reader):
         assert step.module is not None
-        if uses[id(step.module.weight)] > 1:
-            return f"the weight of {step.name} is used more than once"
+        if any(uses[id(parameter)] > 1 for parameter in step.module.parameters()):
+            return f"the weight or bias of {step.name} is used more than once"
         if getattr(step.module, "parametrizations", None) or hasattr(step.module, "weight_g"):
             return f"{step.name} is parametrised: remove the parametrisation first"
     return None
@@ -161,8 +185,7 @@ def _one_activation(between: list[_Step]) -> bool:
 def _site(here: _Step, between: list[_Step], reader: _Step) -> Site:
     assert here.module is not None
     bent = [step.activation for step in between if step.activation and step.activation.name != "identity"]
-    phi = bent[0] if bent else of_module(nn.Identity())
-    assert phi is not None
+    phi = bent[0] if bent else activation("identity")
     return Site(
         name=here.name,
         kind="linear",
@@ -184,11 +207,17 @@ def _check_inputs(model: nn.Module, features: int, example_inputs: Tensor | None
             f"example_inputs is a {type(example_inputs).__name__}: a stack takes one tensor "
             f"whose last axis has {features}"
         )
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad():
             model(example_inputs)
     except (RuntimeError, IndexError) as error:
         raise InvalidInputError(
             f"example_inputs of shape {tuple(example_inputs.shape)} do not fit the model, whose first Linear layer "
             f"reads {features} features: pass one batch as the model takes it"
         ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
