@@ -200,8 +200,8 @@ def prune(
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> prune(net, remove=0.5).parameters
-        23
+        >>> prune(net, remove=0.5).parameters <= 0.5 * 58
+        True
     """
     decided = plan(
         model,

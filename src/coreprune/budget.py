@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -157,14 +157,38 @@ def allocate(
 
     low, high = -40.0, 40.0  # log prices; the network shrinks as the price rises
     if kind != "error" and not within({site.name: 1 for site in sites}):
+        least = parameters_after(weights, sites, {site.name: 1 for site in sites}) / dense
         raise InvalidInputError(
-            f"{kind}={asked} was asked, but one unit left in every site still costs more: ask for more"
+            f"{kind}={asked!r} was asked, but one unit left in every site still costs {least:.2%} of the dense network: "
+            f"ask to remove at most {math.floor((1 - least) * 1000) / 1000}"
         )
     for _ in range(60):
         middle = (low + high) / 2
         fits = within(at(middle))
         low, high = (middle, high) if fits == (kind == "error") else (low, middle)
-    return at(low if kind == "error" else high)
+    return at(low) if kind == "error" else _fill(at(high), sites, curves, within)
+
+
+def _fill(
+    kept: dict[str, int],
+    sites: Sequence[Site],
+    curves: Mapping[str, Tensor],
+    within: Callable[[Mapping[str, int]], bool],
+) -> dict[str, int]:
+    """Spend what the Lagrangian leaves over (it sees only the convex hull of the curves): the best step that fits."""
+    step = max(1, max(site.units for site in sites) // 16)
+    while step:
+        gains = [
+            (float(curves[site.name][k] - curves[site.name][k + step]), site.name)
+            for site in sites
+            if (k := kept[site.name]) + step <= site.units and within(kept | {site.name: k + step})
+        ]
+        if gains:
+            best = max(gains)[1]
+            kept = kept | {best: kept[best] + step}
+        else:
+            step //= 2
+    return kept
 
 
 def _cheapest(curve: Tensor, price: float) -> int:

@@ -71,7 +71,9 @@ class Pruned:
         state = self.model.state_dict()
         with new_directory(path, force=force) as draft:
             write_tensors(draft / "model.safetensors", state)
-            write_tensors(draft / "turned.safetensors", _turned(self.claims()))
+            turned = _turned(self.claims())
+            if turned:
+                write_tensors(draft / "turned.safetensors", turned)
             write_json(draft / "structure.json", "structure", FORMAT, self._structure(state))
 
     def _structure(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -112,7 +114,8 @@ def read_claims(path: str | Path) -> dict[str, Coreset]:
     Raises:
         CheckpointError: the directory is not whole.
     """
-    tensors = read_tensors(Path(path) / "turned.safetensors")
+    turned = Path(path) / "turned.safetensors"
+    tensors = read_tensors(turned) if turned.exists() else {}
     claims: dict[str, Coreset] = {}
     try:
         for entry in read_structure(path)["sites"]:

@@ -68,7 +68,7 @@ def test_the_ball_after_a_refused_layer_holds_what_reaches_it():
     with torch.no_grad():
         model[2].weight.mul_(1000)
     _, found = balls(model, units={"4": 4}, radius=1.0)
-    assert "4" not in found or hidden_norms(model, 4, 1.0) <= found["4"]
+    assert found["4"] is None or hidden_norms(model, 4, 1.0) <= found["4"]
 
 
 def test_the_ball_of_the_first_site_is_that_of_its_own_input():
@@ -83,7 +83,8 @@ def test_the_ball_of_the_first_site_is_that_of_its_own_input():
         return
     with torch.no_grad():
         reached = float(model[:2](torch.ones(1, 1, 3)).norm())
-    assert reached <= found.cuts[0].evidence["radius"]
+    told = found.cuts[0].evidence["radius"]
+    assert told is None or reached <= told
 
 
 @pytest.mark.parametrize("function", [nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU])
@@ -93,7 +94,7 @@ def test_the_bound_told_is_that_of_the_probabilities_used(function):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=seeded(0)))
-    plan = cp.plan(model, draws={"0": 5}, radius=4.0)
+    plan = cp.plan(model, draws={"0": 5}, method="sampling", radius=4.0)
     layer = Layer(
         model[0].weight.detach(), model[0].bias.detach(), model[2].weight.detach(), plan.cuts[0].site.phi, 4.0
     )

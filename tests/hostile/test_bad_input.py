@@ -68,7 +68,7 @@ REQUESTS = {
     "remove too much": ([GOOD, "out", "--remove", "0.99"], "at most"),
     "remove twice": ([GOOD, "out", *HALF, *HALF], "--remove"),
     "remove more than a site": ([GOOD, "out", "--remove", "0=1.5"], "1.5"),
-    "remove and units": ([GOOD, "out", *HALF, "--units", "0=3"], "either"),
+    "remove and units": ([GOOD, "out", *HALF, "--units", "0=3"], "one of"),
     "nothing asked": ([GOOD, "out"], "remove"),
     "more units than exist": ([GOOD, "out", "--units", "0=17"], "16"),
     "zero units": ([GOOD, "out", "--units", "0=0"], "0"),

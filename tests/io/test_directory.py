@@ -65,6 +65,7 @@ def test_an_existing_directory_is_kept(tmp_path):
 def test_force_replaces_all_of_it(tmp_path):
     write(tmp_path / "a")
     (tmp_path / "a" / "stale").write_text("old")
+    (tmp_path / "a" / "plan.json").write_text("{}")
     with new_directory(tmp_path / "a", force=True) as draft:
         (draft / "file").write_text("newer")
     assert snapshot(tmp_path) == {"a": None, "a/file": b"newer"}

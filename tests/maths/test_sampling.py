@@ -224,16 +224,12 @@ def test_signed_is_the_difference_of_its_parts_for_draws():
     assert bool((plus != 0).any()) and bool((minus != 0).any())  # noqa: PT018
 
 
-def test_signed_is_the_difference_of_its_parts_for_units():
+def test_signs_do_not_matter_to_a_sample_without_replacement():
     layer = random_layer(n=30, p=1)
     points, w = torch.cat([layer.incoming, layer.bias[:, None]], 1), layer.outgoing[0]
     signed = coreset_of_neuron(points, w, layer.activation, 1.0, units=9, generator=seeded(5))
-    g = seeded(5)
-    plus, minus = (
-        coreset_of_neuron(points, part, layer.activation, 1.0, units=k, generator=g)
-        for part, k in ((w.clamp(min=0), int((signed > 0).sum())), ((-w).clamp(min=0), int((signed < 0).sum())))
-    )
-    assert torch.equal(signed, plus - minus)
+    positive = coreset_of_neuron(points, w.abs(), layer.activation, 1.0, units=9, generator=seeded(5))
+    assert torch.equal(signed, positive * w.sign())
 
 
 @semantics

@@ -303,7 +303,7 @@ def test_looking_changes_nothing():
 
 def test_without_bias():
     (site,) = discover(nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 2, bias=False))).sites
-    assert site.bias is None
+    assert site.bias.tensor == "0.bias"
     assert site.readers[0].bias == "2.bias"
 
 
