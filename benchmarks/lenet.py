@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import add_data_option, images
-from records import results, write_record
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from train_lenet import error, train
 
 import coreprune as cp
 from coreprune.demo import architecture
+from datasets import add_data_option, images
+from records import results, write_record
+from train_lenet import error, train
 
 WIDTHS = {
     "mnist": ((150, 50), (100, 35), (60, 20), (30, 100)),

@@ -17,13 +17,13 @@ from __future__ import annotations
 import argparse
 
 import torch
-from records import results, write_record
 from torch import Tensor
 
 from coreprune.maths.activation import Activation, activation
 from coreprune.maths.bounds import error_of_draws, total_sensitivity
 from coreprune.maths.layer import Layer
 from coreprune.maths.sampling import coreset_of_neuron, sensitivity
+from records import results, write_record
 
 SIZES = (10, 20, 50, 100, 200, 400, 700)
 POINTS, DIMENSION, RADIUS, DELTA = 1000, 10, 1.0, 0.05

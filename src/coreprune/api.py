@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from coreprune.model.stack import discover
 from coreprune.plan import Plan
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
-from coreprune.result import Pruned, load, read_claims
+from coreprune.result import Pruned, load, read_claims, read_structure
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.edits import edited
 
@@ -121,7 +122,7 @@ def plan(
             "say one of remove= (a fraction), units= (exact widths) and budget=, not several or none"
         )
     kept: dict[str, int] = {}
-    if budget is not None or (isinstance(remove, float) and remove > 0 and chosen.law):
+    if budget is not None or (isinstance(remove, numbers.Real) and float(remove) > 0 and chosen.law):
         left = budget if budget is not None else {"params": _left(remove)}
         item = next(iter(tensors.values())).element_size()
         kept = allocate(found, curves(model, found, tensors, request), left, ignore=ignore, itemsize=item)
@@ -141,6 +142,7 @@ def plan(
         "radius_from": "given" if radius is not None else f"√d for d = {found.features} input features",
         "seed": seed,
         "prior": law.named(found.features, beta),
+        "prior_values": law.to_json() if isinstance(law, Gaussian) else None,
         "data_used": law.data_used,
     }
     return Plan(cuts, recipe, found.shapes)
@@ -241,8 +243,8 @@ def verify(
     Args:
         model: the dense network.
         small: the result of `prune`, or the directory it was saved to.
-        prior: law of the inputs for the mean squares; default `Gaussian()`.
-        radius: β of the ball that the worst case is taken over; default √d.
+        prior: law of the inputs for the mean squares; default the one the network was cut under.
+        radius: β of the ball that the worst case is taken over; default that of the cut.
         box: (lowest, highest) value of every input feature, to take it over a box instead.
         inputs: the user's own inputs to measure on, (N, …); otherwise the prior is sampled.
         samples: how many inputs to sample.
@@ -263,7 +265,14 @@ def verify(
     found = discover(model)
     if box is not None and radius is not None:
         raise InvalidInputError("both radius= and box= were given: give one of them")
-    domain: Ball | Box = Ball(_radius(radius, found.features))
+    if not isinstance(small, (Pruned, str, Path)):
+        raise InvalidInputError(
+            f"verify was given a {type(small).__name__}: give what prune returned, or the directory it was saved to"
+        )
+    recipe = small.plan.recipe if isinstance(small, Pruned) else read_structure(small)["recipe"]
+    if prior is None and recipe.get("prior_values"):
+        prior = Gaussian.from_json(recipe["prior_values"])
+    domain: Ball | Box = Ball(_radius(radius if radius is not None else recipe.get("radius"), found.features))
     if box is not None:
         domain = Box(*(torch.full((found.features,), float(end)) for end in box))
     if isinstance(small, Pruned):
@@ -298,9 +307,9 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 def _left(remove: Remove | None) -> str:
     """A fraction of parameters to remove as the share that may be left."""
-    assert isinstance(remove, (int, float))
-    check_fraction(remove)
-    return f"{100 * (1 - remove)!r}%"
+    assert isinstance(remove, numbers.Real)
+    check_fraction(float(remove))
+    return f"{100 * (1 - float(remove))!r}%"
 
 
 def _radius(radius: float | None, features: int) -> float:

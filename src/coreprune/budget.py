@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -88,12 +89,12 @@ def draws_of(
     result: dict[str, int] = {}
     for pattern, count in draws.items():
         for site in matching(inspection.sites, pattern):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            if not _whole(count) or count < 1:
                 raise InvalidInputError(f"draws={count!r} was asked of site {site.name!r}: give a whole number from 1")
             if site.name in kept:
                 raise InvalidInputError(f"both units and draws were asked of site {site.name!r}: give one of them")
             if site.name not in ignored:
-                result[site.name] = count
+                result[site.name] = int(count)
     return result
 
 
@@ -159,8 +160,8 @@ def allocate(
     if kind != "error" and not within({site.name: 1 for site in sites}):
         least = parameters_after(weights, sites, {site.name: 1 for site in sites}) / dense
         raise InvalidInputError(
-            f"{kind}={asked!r} was asked, but one unit left in every site still costs {least:.2%} of the dense network: "
-            f"ask to remove at most {math.floor((1 - least) * 1000) / 1000}"
+            f"{kind}={asked!r} was asked, but one unit left in every site still costs {least:.2%} of the dense "
+            f"network: ask to remove at most {math.floor((1 - least) * 1000) / 1000}"
         )
     for _ in range(60):
         middle = (low + high) / 2
@@ -207,9 +208,10 @@ def _cost_shapes(inspection: Inspection, kind: str) -> dict[str, Shape]:
 def _limit(kind: str, asked: float | str, dense: float) -> float:
     try:
         if isinstance(asked, str) and asked.endswith("%"):
-            return float(asked[:-1]) / 100 * (1 if kind == "error" else dense)
-        limit = float(asked)
-    except ValueError as error:
+            limit = float(asked[:-1]) / 100 * (1 if kind == "error" else dense)
+        else:
+            limit = float(asked)
+    except (TypeError, ValueError) as error:
         raise InvalidInputError(f"{kind}={asked!r} is not a number or a percentage: write 60000 or '60%'") from error
     if not limit > 0:
         raise InvalidInputError(f"{kind}={asked!r} was asked: give a positive budget")
@@ -220,12 +222,12 @@ def _exact(sites: Sequence[Site], units: Mapping[str, int]) -> dict[str, int]:
     kept: dict[str, int] = {}
     for pattern, count in units.items():
         for site in matching(sites, pattern):
-            if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= site.units:
+            if not _whole(count) or not 1 <= count <= site.units:
                 raise InvalidInputError(
                     f"units={count!r} was asked of site {site.name!r}, which has {site.units}: "
                     f"keep a whole number from 1 to {site.units}"
                 )
-            kept[site.name] = count
+            kept[site.name] = int(count)
     return kept
 
 
@@ -264,7 +266,11 @@ def _evenly(inspection: Inspection, sites: Sequence[Site], remove: float) -> dic
     return at(high)
 
 
+def _whole(count: object) -> bool:
+    return isinstance(count, numbers.Integral) and not isinstance(count, bool)
+
+
 def check_fraction(fraction: float) -> None:
     """Raise InvalidInputError unless it is a number in [0, 1)."""
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
+    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 <= fraction < 1:
         raise InvalidInputError(f"remove={fraction!r} was asked: give the fraction to remove, at least 0 and below 1")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import CASES, Case, seeded
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from coreprune.maths.hermite import Expansion, expand
 each = pytest.mark.parametrize("case", CASES, ids=str)
 smooth = pytest.mark.parametrize("case", [c for c in CASES if not c.phi.knots], ids=str)
 PAIRS = 1000
-REACH = 9.0  # P(|z| > 9) < 3e-19
+REACH = 8.6  # P(|z| > 8.6) < 1e-17
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -37,7 +37,7 @@ def random_covariance(n: int, rank: int, seed: int = 0) -> Tensor:
 
 
 def pairs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """μ (2, N), s (2, N) and ρ (N,): correlations up to ±0.9999, widths from a twentieth to three of φ's own lengths."""
+    """μ (2, N), s (2, N), ρ (N,): correlations up to ±0.9999, widths from a twentieth to three of φ's lengths."""
     g = seeded(5)
     mean = 6 * torch.rand(2, PAIRS, generator=g, dtype=torch.float64) - 3
     std = 0.05 * 60 ** torch.rand(2, PAIRS, generator=g, dtype=torch.float64)
@@ -59,10 +59,10 @@ def knotted(phi: Activation, mean: Tensor, std: Tensor) -> list[Tensor]:
 
 
 def grid(rows: int) -> list[Tensor]:
-    return [torch.full((rows,), float(v), dtype=torch.float64) for v in np.linspace(-REACH, REACH, 8)]
+    return [torch.full((rows,), float(v), dtype=torch.float64) for v in np.linspace(-REACH, REACH, 7)]
 
 
-def trapezoid(rows: int, count: int = 131) -> tuple[Tensor, Tensor]:
+def trapezoid(rows: int, count: int = 105) -> tuple[Tensor, Tensor]:
     """Equidistant nodes: for analytic φ the error falls exponentially with their distance."""
     z = torch.linspace(-REACH, REACH, count, dtype=torch.float64)
     w = torch.exp(-z.square() / 2)
@@ -94,7 +94,7 @@ def by_conditioning(case: Case, mean: Tensor, std: Tensor, rho: Tensor) -> Tenso
             ends = [*grid(len(rows)), *knotted(phi, m0, s0)]
             for t in phi.knots:
                 at = (t - m1) / (s1 * r)
-                ends += [(at + sign * b * width / r).clamp(-REACH, REACH) for b in (0, 2.5, 5, 8) for sign in (-1, 1)]
+                ends += [(at + sign * b * width / r).clamp(-REACH, REACH) for b in (0, 3, 7) for sign in (-1, 1)]
             z, w = panels(torch.stack(ends, 1).sort(1).values)
         else:
             z, w = trapezoid(len(rows))
@@ -120,7 +120,7 @@ def found_and_true(name: str):
     C = torch.diag(std.square().T.flatten())
     even = torch.arange(0, 2 * PAIRS, 2)
     C[even, even + 1] = C[even + 1, even] = rho * std[0] * std[1]
-    moments = gaussian_moments(case.phi, mean.T.flatten(), C)
+    moments = gaussian_moments(case.phi, mean.T.flatten(), C, 24)
     exact = [alone(case, mean[i], std[i]) for i in (0, 1)]
     return moments, exact, by_conditioning(case, mean, std, rho)
 
@@ -137,7 +137,7 @@ def test_thousand_random_pairs_against_quadrature(case):
         off = (moments.covariance.diagonal()[i::2] - true_variance).abs()
         assert bool((off <= 1e-6 * true_variance + 1e-12 * size[i].square()).all())
     off = (moments.covariance.diagonal(1)[::2] - covariance).abs()
-    tau = [expand(case.phi, mean[i], std[i]).tail for i in (0, 1)]
+    tau = [expand(case.phi, mean[i], std[i], 24).tail for i in (0, 1)]
     bound = 2 * tau[0] * tau[1] * rho.abs() ** 25
     assert bool((off <= torch.maximum(1e-6 * sigma[0] * sigma[1], bound) + 1e-12 * size[0] * size[1]).all())
     told = moments.covariance.diagonal().sqrt()  # relative to these the truncation is reported
@@ -225,11 +225,11 @@ def test_linear_units_keep_their_law():
 
 @each
 def test_whole_layer_against_monte_carlo(case):
-    """100,000 samples, 12 units: 90 statistics; 6 σ each is a false alarm in 10⁷ runs, were they Gaussian."""
+    """50,000 samples, 12 units: 90 statistics; 6 σ each is a false alarm in 10⁷ runs, were they Gaussian."""
     mean, C = 0.5 * normal(1, 12), random_covariance(12, 5, 2) / 5
     moments = gaussian_moments(case.phi, mean, C)
     L = torch.linalg.cholesky(C + 1e-12 * torch.eye(12))
-    count = 100_000
+    count = 50_000
     h = case.reference(mean + normal(3, count, 12) @ L.T)
     spread = h.var(0).sqrt()
     assert bool(((h.mean(0) - moments.mean).abs() <= 6 * spread / count**0.5 + 1e-9).all())
@@ -265,6 +265,7 @@ def test_permuting_the_units_permutes_the_moments(case):
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.phi.homogeneous], ids=str)
+@settings(max_examples=25)
 @given(scale=st.floats(1e-6, 1e6))
 def test_scaling_a_homogeneous_layer_scales_its_moments(case, scale):
     mean, C = normal(1, 6), random_covariance(6, 3, 2)
@@ -338,14 +339,19 @@ def test_correlations_a_rounding_above_one_are_taken_for_one():
 @each
 def test_float32_agrees_with_float64_and_stays_float32(case):
     mean, C = normal(1, 40), random_covariance(40, 20, 2) / 20
-    double = gaussian_moments(case.phi, mean, C)
-    single = gaussian_moments(case.phi, mean.float(), C.float())
+    double = gaussian_moments(case.phi, mean, C, 24)
+    size = float(double.covariance.diagonal().max())
+    single = gaussian_moments(case.phi, mean.float(), C.float(), 24)
+    torch.testing.assert_close(single.covariance.double(), double.covariance, rtol=1e-4, atol=2e-6 * max(1.0, size))
+    single = gaussian_moments(case.phi, mean.float(), C.float())  # with as many terms as it finds enough
     assert single.mean.dtype == single.covariance.dtype == torch.float32
     assert double.mean.dtype == double.covariance.dtype == torch.float64
     assert single.covariance.device == C.device
     torch.testing.assert_close(single.mean.double(), double.mean, rtol=1e-5, atol=1e-6)
-    size = float(double.covariance.diagonal().max())
-    torch.testing.assert_close(single.covariance.double(), double.covariance, rtol=1e-4, atol=2e-6 * max(1.0, size))
+    spread = double.covariance.diagonal().sqrt()
+    off = (single.covariance.double() - double.covariance).abs()
+    slack = single.truncation + double.truncation + 1e-5
+    assert bool((off <= slack * torch.outer(spread, spread) + 2e-6 * max(1.0, size)).all())
 
 
 def test_arguments_are_left_alone():

@@ -1,4 +1,4 @@
-"""The optimal replacement: nobody beats it on the same units, exact cases cost nothing, and its error is what is measured."""
+"""The optimal replacement: nobody beats it on the same units, exact cases cost nothing, its error is the measured one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from coreprune.errors import InvalidInputError
 from coreprune.maths.activation import activation
 from coreprune.maths.gram import Moments
+from coreprune.maths.hermite import expand
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.merge import folding
 from coreprune.maths.propagate import Component, Law, Pair, difference_energy, law_of
@@ -99,7 +100,9 @@ def test_it_is_the_normal_equation(case):
 def test_more_units_never_cost_more(seed, k):
     layer = random_layer(n=12, seed=seed)
     law, order = law_at(layer), torch.randperm(12, generator=seeded(seed))
-    more, less = (residual_energy(layer.outgoing, law, kept_only(law, order[:m].sort().values)) for m in (k, max(1, k - 1)))
+    more, less = (
+        residual_energy(layer.outgoing, law, kept_only(law, order[:m].sort().values)) for m in (k, max(1, k - 1))
+    )
     assert bool((more[0] <= less[0] + 1e-8 * less[1]).all())
 
 
@@ -138,9 +141,15 @@ def test_duplicates_cost_nothing(case):
     exact = torch.eye(6, dtype=F64).repeat(2, 1)
     assert bool((unit_errors(law, coreset) <= implied(law, kept, exact)).all())
     if case.phi.homogeneous and case.name != "identity":  # also where the copy is larger
-        big = replace(twice, incoming=torch.cat([layer.incoming, 7 * layer.incoming]), bias=torch.cat([layer.bias, 7 * layer.bias]))
+        big = replace(
+            twice,
+            incoming=torch.cat([layer.incoming, 7 * layer.incoming]),
+            bias=torch.cat([layer.bias, 7 * layer.bias]),
+        )
         law = law_at(big)
-        assert bool((unit_errors(law, kept_only(law, kept)) <= implied(law, kept, torch.cat([exact[:6], 7 * exact[6:]]))).all())
+        assert bool(
+            (unit_errors(law, kept_only(law, kept)) <= implied(law, kept, torch.cat([exact[:6], 7 * exact[6:]]))).all()
+        )
 
 
 def test_both_copies_kept_share_the_work():
@@ -192,6 +201,18 @@ def test_all_but_d_linear_units_vanish(extra):
 # --- the error told is the error there is ----------------------------------------------------------------------------
 
 
+def unresolved(dense: Layer, law: Law, coreset: Coreset) -> Tensor:
+    """What the cut Mehler series may get wrong in E(y − ŷ)²: 2 τ_i τ_s |ρ_is|^{K+1} in every covariance, (p,)."""
+    pre, n = law.pair.components[0], dense.units
+    std = pre.covariance.diagonal().sqrt()
+    tail = expand(dense.activation, pre.mean, std).tail
+    power = (pre.covariance / torch.outer(std, std)).abs().clamp(max=1).fill_diagonal_(0) ** 25
+    bound = 2 * torch.outer(tail, tail) * power
+    V = torch.cat([dense.outgoing, torch.zeros(3, len(std) - n, dtype=F64)], 1)
+    V[:, coreset.indices + len(std) - n] -= coreset.outgoing(dense.outgoing)
+    return ((V.abs() @ bound) * V.abs()).sum(1)
+
+
 def coresets(layer: Layer, law: Law, k: int) -> list[Coreset]:
     kept = some(k, layer.units, 3)
     return [
@@ -213,7 +234,7 @@ def test_residual_energy_is_what_is_measured(name, moved):
         told, variance = residual_energy(dense.outgoing, law, coreset)
         square = (dense(x) - coreset.apply(now, x)).square()
         noise = 6 * square.std(0) / count**0.5
-        assert bool(((square.mean(0) - told).abs() <= noise + 1e-4 * told + 1e-6 * variance).all())
+        assert bool(((square.mean(0) - told).abs() <= noise + unresolved(dense, law, coreset) + 1e-9 * variance).all())
         y = dense(x)
         noise = 6 * (y - y.mean(0)).square().std(0) / count**0.5
         assert bool(((y.var(0) - variance).abs() <= noise).all())
@@ -257,7 +278,9 @@ def test_turned_units_get_their_best_weights(name):
     least = energy(best)
     assert bool((least <= energy(merged) + 1e-9).all())
     for seed in range(20):
-        other = replace(best, mix=best.mix + 0.1 * normal(seed, 10, 4), offset=best.offset + 0.1 * normal(seed + 50, 10))
+        other = replace(
+            best, mix=best.mix + 0.1 * normal(seed, 10, 4), offset=best.offset + 0.1 * normal(seed + 50, 10)
+        )
         assert bool((least <= energy(other) + 1e-9).all())
     x = 0.3 + 0.9 * normal(7, 200_000, 5)
     square = (layer(x) - best.apply(layer, x)).square()

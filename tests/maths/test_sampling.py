@@ -221,7 +221,7 @@ def test_signed_is_the_difference_of_its_parts_for_draws():
         for part in (w.clamp(min=0), (-w).clamp(min=0))
     )
     assert torch.equal(signed, plus - minus)
-    assert bool((plus != 0).any()) and bool((minus != 0).any())  # noqa: PT018
+    assert bool((plus != 0).any()) and bool((minus != 0).any())
 
 
 def test_signs_do_not_matter_to_a_sample_without_replacement():

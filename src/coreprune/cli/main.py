@@ -16,7 +16,7 @@ __all__ = ["cli", "main"]
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(coreprune.__version__, prog_name="coreprune")
 def cli() -> None:
-    r"""Make a trained PyTorch network smaller, without any of its data.
+    """Make a trained PyTorch network smaller, without any of its data.
 
     MODEL is module:factory (a function or class that returns the network), or a
     .safetensors file together with --factory module:factory.

@@ -20,7 +20,7 @@ __all__ = ["prune"]
 @request_options
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 def prune(model: str, factory: str | None, shape: str | None, out: str, force: bool, **options: Any) -> None:
-    r"""Make MODEL smaller and write it to OUT.
+    """Make MODEL smaller and write it to OUT.
 
     \b
     Examples:

@@ -18,9 +18,9 @@ __all__ = ["verify"]
 @click.command(short_help="Recompute the guarantees from the tensors.")
 @model_options
 @click.argument("out")
-@click.option("--mean", type=float, default=0.0, show_default=True, help="Of an input feature (prior).")
-@click.option("--std", type=float, help="Of an input feature (prior)  [default: radius / sqrt(d)]")
-@click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]")
+@click.option("--mean", type=float, help="Of an input feature (prior)  [default: as when OUT was cut]")
+@click.option("--std", type=float, help="Of an input feature (prior)  [default: as when OUT was cut]")
+@click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: as when OUT was cut]")
 @click.option("--box", metavar="LOW,HIGH", help="Range of every input feature, in place of the ball.")
 @click.option("--delta", type=float, default=0.05, show_default=True, help="Probability that a statement may fail.")
 @click.option("--samples", type=int, default=10_000, show_default=True, help="Inputs to measure on.")
@@ -32,7 +32,7 @@ def verify(
     factory: str | None,
     shape: str | None,
     out: str,
-    mean: float,
+    mean: float | None,
     std: float | None,
     radius: float | None,
     box: str | None,
@@ -51,7 +51,7 @@ def verify(
         checked = api.verify(
             network,
             out,
-            prior=Gaussian(mean, std),
+            prior=None if mean is None and std is None else Gaussian(mean or 0.0, std),
             radius=radius,
             box=_ends(box),
             samples=samples,

@@ -70,6 +70,7 @@ def decide(
         request: how.
     """
     now = dict(tensors)
+    measure = _measurer(request.prior, model, found, tensors)
     cuts: list[Cut] = []
     walk, radius = _start(request.prior, found.features, request.radius), request.radius
     names, assumed = {site.name for site in found.sites}, False
@@ -82,9 +83,10 @@ def decide(
             request.progress(i, len(found.chain), site.name)
         dense = layer_at(site, tensors, radius)
         layer = layer_at(site, now, radius) if cuts else dense
-        cut_layer, evidence = layer, None
+        cut_layer = layer
+        evidence: dict[str, Any] | None = None
         if site.name in names and (site.name in request.draws or widths.get(site.name, site.units) < site.units):
-            law = walk.law(dense, layer) if walk else _measured(request.prior, model, found, site, tensors, now)
+            law = walk.law(dense, layer) if walk else measure(site, now)
             layer = replace(layer, law=law)
             coreset = _coreset(layer, site, widths, request)
             cut = Cut(site, tuple(coreset for _ in site.readers))
@@ -94,6 +96,7 @@ def decide(
                 evidence = {"domain": "unknown: what comes before is not followed", "radius": None}
             else:
                 evidence = _theorem(layer, coreset, request.draws.get(site.name), request.method.name)
+            evidence |= {"truncation": law.moments.truncation}
             if walk is None:
                 evidence |= _mean_square(*residual_energy(dense.outgoing, law, coreset))
             cuts.append(replace(cut, evidence=evidence))
@@ -113,6 +116,7 @@ def decide(
 def curves(model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], request: Request) -> dict[str, Tensor]:
     """err(k), k = 0 … n, of every site on its own: the share of its readers' variance that k units cannot explain."""
     walk, radius = _start(request.prior, found.features, request.radius), request.radius
+    measure = _measurer(request.prior, model, found, tensors)
     result: dict[str, Tensor] = {}
     names = {site.name for site in found.sites}
     for i, site in enumerate(found.chain):
@@ -121,7 +125,7 @@ def curves(model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], r
             continue
         layer = layer_at(site, tensors, radius)
         if site.name in names:
-            law = walk.law(layer, layer) if walk else _measured(request.prior, model, found, site, tensors, tensors)
+            law = walk.law(layer, layer) if walk else measure(site, tensors)
             own = law.moments.covariance if law.own is None else law.own
             total = float(((layer.outgoing @ own) * layer.outgoing).sum())
             path = select(replace(layer, law=law), 1)
@@ -146,16 +150,21 @@ def _afresh(
     )
 
 
-def _measured(
-    prior: Gaussian | Data,
-    model: nn.Module,
-    found: Inspection,
-    site: Site,
-    dense: Mapping[str, Tensor],
-    now: Mapping[str, Tensor],
-) -> Law:
-    assert isinstance(prior, Data)
-    return prior.law(model, found.sites, site, dense, now)
+def _measurer(
+    prior: Gaussian | Data, model: nn.Module, found: Inspection, dense: Mapping[str, Tensor]
+) -> Callable[[Site, Mapping[str, Tensor]], Law]:
+    """Gives the measured law of a site's units: with its own pass over the data, or out of one pass for all."""
+    laws: dict[str, Law] = {}
+
+    def measure(site: Site, now: Mapping[str, Tensor]) -> Law:
+        assert isinstance(prior, Data)
+        if prior.sequential:
+            return prior.law(model, site, dense, now)
+        if not laws:
+            laws.update(prior.laws(model, found.sites, dense))
+        return laws[site.name]
+
+    return measure
 
 
 def _coreset(layer: Layer, site: Site, widths: Mapping[str, int], request: Request) -> Coreset:

@@ -28,6 +28,9 @@ from coreprune.priors.gaussian import Gaussian, Propagation
 __all__ = ["SiteCertificate", "Verification", "certify"]
 
 
+_FEWEST = 100  # inputs on which a share of a hundredth can be counted
+
+
 @dataclass(frozen=True)
 class SiteCertificate:
     """What is known of one site's readers, dense against small.
@@ -37,6 +40,8 @@ class SiteCertificate:
         relative_error: √(E‖y − ŷ‖² / Σ Var y) under the prior, all cuts up to here included.
         mean_square: the largest E (y_i − ŷ_i)² over the outputs i.
         spread: √ of the largest Var y_i, the size of what the readers get under the prior.
+        exact: whether the mean square is exact: it is at the network's first hidden layer, and rests on the
+            Gaussian closure behind it.
         domain: where the worst case is taken, of the site's own inputs, this site alone being cut.
         upper: proved bound of |y_i − ŷ_i| over the domain, the largest over i; None if not computed.
         lower: an error that was found there.
@@ -48,6 +53,7 @@ class SiteCertificate:
     relative_error: float
     mean_square: float
     spread: float
+    exact: bool
     domain: str
     upper: float | None = None
     lower: float | None = None
@@ -68,10 +74,11 @@ class Verification:
         sites: one certificate for each site that shrank.
         prior: the law of the inputs that mean squares speak of.
         domain: the inputs that the end-to-end bound speaks of.
-        end_bound: proved bound of |network(x) − small(x)| over the domain, the largest over outputs; None if
-            the worst case was not asked, or not every layer could be followed.
-        end_predicted: relative error of the network's outputs under the prior, by Gaussian closure.
-        end_measured: the same, measured on samples of the prior.
+        tail: what follows the last Linear layer; the bound and the prediction do not cover it.
+        end_bound: proved bound of |network(x) − small(x)| over the domain, the largest over the outputs of the
+            last Linear layer; None if the worst case was not asked.
+        end_predicted: relative error of those outputs under the prior, by Gaussian closure.
+        end_measured: relative error of the network's outputs, measured on samples.
         samples: how many.
         exceed: ε: |network(x) − small(x)| ≤ ε at every output,
         exceed_probability: but for inputs of at most this probability under the prior,
@@ -82,6 +89,7 @@ class Verification:
     sites: tuple[SiteCertificate, ...]
     prior: str
     domain: str
+    tail: str
     end_bound: float | None
     end_predicted: float
     end_measured: float
@@ -99,12 +107,12 @@ class Verification:
         """One sentence for each guarantee: what, for which inputs, with what confidence, against what size."""
         lines = []
         for c in self.sites:
-            close = "exactly" if c is self.sites[0] else "under the Gaussian closure"
+            close = "exactly" if c.exact else "under the Gaussian closure"
             lines.append(
                 f"site {c.site}, {c.units} -> {c.kept} units: for inputs drawn as {self.prior}, what is read from it "
-                f"is off by {c.relative_error:.1%} of its spread in the root mean square ({close}), so no output is "
-                f"off by more than {chebyshev(c.mean_square, self.delta):.3g} in over {self.delta:.0%} of them (Chebyshev); "
-                f"outputs spread by {c.spread:.3g}."
+                f"is off by {c.relative_error:.1%} of its spread in the root mean square ({close}), so no single output "
+                f"is off by more than {chebyshev(c.mean_square, self.delta):.3g} in over {self.delta:.0%} of them "
+                f"(Chebyshev); outputs spread by {c.spread:.3g}."
             )
             if c.upper is not None and c.lower is not None:
                 lines.append(
@@ -112,15 +120,16 @@ class Verification:
                     f"input in the {c.domain}, certain; {c.lower:.3g} was found there (ratio {c.ratio:.2f})."
                 )
         if self.end_bound is not None:
+            whole = f"the network before {self.tail}" if self.tail else "the whole network"
             lines.append(
-                f"the whole network, worst case: no output changes by more than {self.end_bound:.3g} for any input in "
+                f"{whole}, worst case: no output changes by more than {self.end_bound:.3g} for any input in "
                 f"the {self.domain}, certain."
             )
         source = "the inputs given" if self.data_used else "inputs drawn from the prior"
         lines.append(
             f"the whole network, on {self.samples:,} of {source}: the outputs are off by {self.end_measured:.1%} of "
-            f"their spread ({self.end_predicted:.1%} was predicted), and with confidence {1 - self.delta:.0%} by more than "
-            f"{self.exceed:.3g} at some output for at most {self.exceed_probability:.2%} of such inputs "
+            f"their spread ({self.end_predicted:.1%} was predicted), and with confidence {1 - self.delta:.0%} by more "
+            f"than {self.exceed:.3g} at some output for at most {self.exceed_probability:.2%} of such inputs "
             "(Clopper-Pearson)."
         )
         return lines
@@ -194,7 +203,7 @@ def certify(
         walk = walk.beyond(before, after)
         if site.name in claims:
             outputs = walk.inputs.linear(W, c, W_small, c_small)
-            certificates.append(_certificate(site, before.units, after.units, outputs, reach, case))
+            certificates.append(_certificate(site, before.units, after.units, outputs, i == 0, reach, case))
         radius = image_radius(before) * (1 + 1e-9)
         reach = Ball(radius)
     if progress:
@@ -208,6 +217,7 @@ def certify(
         tuple(certificates),
         prior.named(found.features, _radius(domain)),
         _named(domain),
+        found.tail,
         float(error.max()) if worst else None,
         predicted,
         measured,
@@ -238,7 +248,7 @@ def _check_claim(site: Site, before: Layer, after: Layer, claim: Coreset) -> Non
 
 
 def _certificate(
-    site: Site, units: int, kept: int, outputs: Pair, reach: Ball | Box, case: WorstCase | None
+    site: Site, units: int, kept: int, outputs: Pair, exact: bool, reach: Ball | Box, case: WorstCase | None
 ) -> SiteCertificate:
     difference = difference_energy(outputs)
     variance = outputs.overall()[1].diagonal()[: outputs.split]
@@ -249,6 +259,7 @@ def _certificate(
         relative_error(difference, variance),
         float(difference.max()),
         math.sqrt(max(float(variance.max()), 0.0)),
+        exact,
         _named(reach),
         None if case is None else float(case.upper.max()),
         None if case is None else float(case.lower.max()),
@@ -262,12 +273,18 @@ def _measure(dense: nn.Module, small: nn.Module, x: Tensor, delta: float) -> tup
     does not hurt: the share of the law beyond an order statistic is a Beta variable (Wilks 1941), and its
     quantile is Clopper and Pearson's.
     """
+    if len(x) < _FEWEST:
+        raise InvalidInputError(f"{len(x)} inputs were given to measure on: give at least {_FEWEST}")
     modes = [(module, module.training) for model in (dense, small) for module in model.modules()]
     try:
         for module, _ in modes:
             module.training = False
         with torch.no_grad():
             y, z = dense(x).double().flatten(1), small(x).double().flatten(1)
+    except (RuntimeError, IndexError) as error:
+        raise InvalidInputError(
+            f"inputs of shape {tuple(x.shape)} do not fit the network: give inputs= as the network takes them"
+        ) from error
     finally:
         for module, training in modes:
             module.training = training

@@ -57,6 +57,8 @@ def clopper_pearson(failures: int, trials: int, delta: float) -> float:
     """
     if not 0 <= failures <= trials or trials < 1:
         raise InvalidInputError(f"{failures} failures in {trials} trials were given: count them again")
+    if not 0 < delta < 1:
+        raise InvalidInputError(f"delta={delta} is not a probability of failure: give one between 0 and 1")
     if failures == trials:
         return 1.0
     low, high = failures / trials, 1.0

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from coreprune.errors import InvalidInputError
 from coreprune.maths.activation import Activation
 from coreprune.maths.gram import Moments, check_covariance, correlation
 from coreprune.maths.hermite import TERMS, derivative, expand, second_moments
@@ -32,7 +33,7 @@ def gated_moments(
     value_mean: Tensor,
     value_covariance: Tensor,
     cross: Tensor,
-    terms: int = TERMS,
+    terms: int = TERMS[torch.float64],
 ) -> Moments:
     """Mean and covariance of φ(a)∘v.
 
@@ -52,6 +53,11 @@ def gated_moments(
     """
     check_covariance(mean, covariance)
     check_covariance(value_mean, value_covariance)
+    if value_covariance.shape != covariance.shape or cross.shape != covariance.shape:
+        shapes = [tuple(c.shape) for c in (covariance, value_covariance, cross)]
+        raise InvalidInputError(f"the covariances of gate, value and both are {shapes}: they must be of one size")
+    if not bool(torch.isfinite(cross.sum())):
+        raise InvalidInputError("the covariance of value and gate holds NaN or infinite values: give finite moments")
     kind = covariance.dtype
     std = covariance.diagonal().clamp(min=0).sqrt()
     c0 = expand(phi, mean, std, terms).coefficients

@@ -43,14 +43,14 @@ class Moments:
     truncation: float = 0.0
 
 
-def gaussian_moments(phi: Activation, mean: Tensor, covariance: Tensor, terms: int = TERMS) -> Moments:
+def gaussian_moments(phi: Activation, mean: Tensor, covariance: Tensor, terms: int | None = None) -> Moments:
     """Moments of φ(a), a ~ N(μ, C).
 
     Args:
         phi: φ.
         mean: μ, (n,).
         covariance: C, (n, n), positive semi-definite.
-        terms: K.
+        terms: K; the default depends on the precision.
 
     Returns:
         Moments in the dtype and on the device of `covariance`.
@@ -66,7 +66,7 @@ def gaussian_moments(phi: Activation, mean: Tensor, covariance: Tensor, terms: i
     """
     check_covariance(mean, covariance)
     std = covariance.diagonal().clamp(min=0).sqrt()
-    expansion = expand(phi, mean, std, terms)
+    expansion = expand(phi, mean, std, terms or TERMS[covariance.dtype])
     rho = correlation(covariance, std, std)
     gram, truncation = cross_covariance(expansion, expansion, rho, symmetric=True)
     return Moments(expansion.mean.to(covariance.dtype), gram, truncation)
@@ -143,5 +143,9 @@ def check_covariance(mean: Tensor, covariance: Tensor) -> None:
     if not (bool(torch.isfinite(mean.sum())) and bool(torch.isfinite(covariance.sum()))):
         raise InvalidInputError("the mean or the covariance holds NaN or infinite values: give finite moments")
     variance = covariance.diagonal()
+    if n == 0:
+        return
+    if bool(covariance[variance == 0].any()):
+        raise InvalidInputError(f"{_NOT_PSD}: a constant varies with something")
     if bool((variance < -_SLACK * torch.finfo(covariance.dtype).eps * variance.abs().amax()).any()):
         raise InvalidInputError(f"{_NOT_PSD}: a variance is {float(variance.min()):.3g}")

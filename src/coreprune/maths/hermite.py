@@ -23,8 +23,8 @@ from coreprune.maths.activation import Activation, Spline
 
 __all__ = ["TERMS", "Expansion", "derivative", "expand", "second_moments"]
 
-#: K, the number of Mehler terms kept beside the mean
-TERMS = 24
+#: K, the number of Mehler terms kept beside the mean, by the precision of the covariance
+TERMS = {torch.float64: 24, torch.float32: 12}
 
 _REACH = 12.0  # |z| beyond which √pdf · he_k is below 1e-15 for every k ≤ TERMS
 _NODES = 16
@@ -56,7 +56,7 @@ class Expansion:
         return self.coefficients[:, 1:].square().sum(1) + self.tail.square()
 
 
-def expand(phi: Activation, mean: Tensor, std: Tensor, terms: int = TERMS) -> Expansion:
+def expand(phi: Activation, mean: Tensor, std: Tensor, terms: int = 24) -> Expansion:
     """Coefficients and tails of φ(μ + s z) for n units at once.
 
     Args:

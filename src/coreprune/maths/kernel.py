@@ -25,8 +25,8 @@ from coreprune.maths.select import Path, backward, forward
 
 __all__ = ["kernel", "law_needed", "select"]
 
-#: up to this number of units the backward greedy always runs: its n³ is nothing there
-SMALL = 2048
+#: up to this number of units the backward greedy runs, which is a little better; its n³ is nothing there
+SMALL = 1024
 
 
 def kernel(layer: Layer, units: int, generator: Generator | None = None) -> Coreset:
@@ -45,35 +45,42 @@ def kernel(layer: Layer, units: int, generator: Generator | None = None) -> Core
     """
     law = law_needed(layer)
     path = select(layer, units)
-    return replacement(law, Coreset(path.kept, path.energy))
+    if path.factor is None or law.cross is not None:
+        return replacement(law, Coreset(path.kept, path.energy))
+    # Tᵀ = G_SS⁻¹ G_S: = L_S⁻¹ L with L_S upper triangular, from the factor that the selection leaves behind
+    gone = torch.ones(layer.units, dtype=torch.bool, device=path.order.device)
+    gone[path.kept] = False
+    solved = torch.linalg.solve_triangular(path.factor[:, path.order], path.factor[:, gone], upper=True).T
+    deviation = law.moments.covariance.diagonal().clamp(min=0).sqrt()
+    T = solved.new_zeros(layer.units, units)
+    T[gone] = solved[:, path.order.argsort()] * deviation[gone, None] / deviation[path.kept]
+    T[path.kept, torch.arange(units, device=T.device)] = 1
+    return Coreset(path.kept, T, law.moments.mean - T @ law.moments.mean[path.kept])
 
 
 def select(layer: Layer, units: int) -> Path:
-    """The greedy path to k units: backward where few go or the layer is small, forward where few stay.
+    """The greedy path to k units: backward where the layer is small, forward where it is large.
 
     The covariance is scaled to correlations and gets the ridge of `coreprune.maths.reweight`, so that
     duplicate, dead and constant units do no harm: they explain nothing and go first.
     """
     law = law_needed(layer)
     G = law.moments.covariance
-    Y = layer.outgoing.to(G.dtype)
-    Y = Y @ (G if law.cross is None else law.cross)
+    Y = layer.outgoing.to(G.dtype) @ (G if law.cross is None else law.cross)
     variance = G.diagonal()
-    floor = torch.finfo(G.dtype).eps * law.moments.mean.square()
-    live = (variance > floor).nonzero()[:, 0]
+    constant = variance <= torch.finfo(G.dtype).eps * law.moments.mean.square()
+    live = (~constant).nonzero()[:, 0]
     if live.numel() <= units:  # all that matter stay; the rest is filled up by index
-        dead = (variance <= floor).nonzero()[:, 0][: units - live.numel()]
-        kept = torch.cat([live, dead]).sort().values
+        kept = torch.cat([live, constant.nonzero()[: units - live.numel(), 0]]).sort().values
         return Path(kept, kept, torch.zeros(0, dtype=G.dtype, device=G.device))
+    if variance.numel() > SMALL:
+        scale = torch.where(constant, 0.0, torch.where(constant, 1.0, variance).rsqrt())
+        path = forward(G, Y, units, scale=scale, ridge=RIDGE[G.dtype])
+        return path if not bool(constant.any()) else replace(path, factor=None)
     scale = variance[live].rsqrt()
-    if live.numel() < variance.numel():
-        G, Y = G[live][:, live], Y[:, live]
-    R = G * scale[:, None]
-    R *= scale
+    R = G[live][:, live] * scale[:, None] * scale
     R.diagonal().fill_(1 + RIDGE[G.dtype])
-    Y = Y * scale
-    few_go = units > live.numel() / 2
-    path = backward(R, Y, units) if few_go or live.numel() <= SMALL else forward(R, Y, units)
+    path = backward(R, Y[:, live] * scale, units)
     return replace(path, kept=live[path.kept], order=live[path.order])
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coreprune.maths.activation import Activation
 from coreprune.maths.gram import Moments, correlation, cross_covariance
-from coreprune.maths.hermite import expand
+from coreprune.maths.hermite import TERMS, expand
 
 __all__ = ["Component", "Law", "Pair", "difference_energy", "law_of"]
 
@@ -50,10 +50,13 @@ class Pair:
     Attributes:
         components: Gaussians over the stacked vector; over z alone where `split` is None.
         split: number of entries of z; None while z̃ is z itself.
+        truncation: for units, the largest error of a covariance by cutting Mehler's series, relative to the
+            standard deviations.
     """
 
     components: tuple[Component, ...]
     split: int | None = None
+    truncation: float = 0.0
 
     def linear(self, P: Tensor, b: Tensor, P_cut: Tensor | None = None, b_cut: Tensor | None = None) -> Pair:
         """The law of (P z + b, P̃ z̃ + b̃); without P̃, and while z̃ is z, both are the same."""
@@ -68,7 +71,8 @@ class Pair:
 
     def units(self, phi: Activation) -> Pair:
         """The law of (φ(z), φ(z̃)), by its exact first two moments."""
-        return Pair(tuple(_units(phi, c) for c in self.components), self.split)
+        parts = [_units(phi, c) for c in self.components]
+        return Pair(tuple(part for part, _ in parts), self.split, max(truncation for _, truncation in parts))
 
     def overall(self) -> tuple[Tensor, Tensor]:
         """Mean (m,) and covariance (m, m) of the whole mixture."""
@@ -110,11 +114,12 @@ def law_of(pre: Pair, phi: Activation) -> Law:
         pre: of (a, ã); both have n entries.
         phi: φ.
     """
-    mean, spread = pre.units(phi).overall()
+    units = pre.units(phi)
+    mean, spread = units.overall()
     if pre.split is None:
-        return Law(Moments(mean, spread), pair=pre, phi=phi)
+        return Law(Moments(mean, spread, units.truncation), pair=pre, phi=phi)
     n = pre.split
-    return Law(Moments(mean[n:], spread[n:, n:]), mean[:n], spread[:n, n:], spread[:n, :n], pre, phi)
+    return Law(Moments(mean[n:], spread[n:, n:], units.truncation), mean[:n], spread[:n, n:], spread[:n, :n], pre, phi)
 
 
 def difference_energy(outputs: Pair) -> Tensor:
@@ -126,9 +131,9 @@ def difference_energy(outputs: Pair) -> Tensor:
     return variance.clamp(min=0) + (mean[:p] - mean[p:]).square()
 
 
-def _units(phi: Activation, pre: Component) -> Component:
+def _units(phi: Activation, pre: Component) -> tuple[Component, float]:
     std = pre.covariance.diagonal().clamp(min=0).sqrt()
-    expansion = expand(phi, pre.mean, std)
+    expansion = expand(phi, pre.mean, std, TERMS[pre.covariance.dtype])
     rho = correlation(pre.covariance, std, std)
-    gram, _ = cross_covariance(expansion, expansion, rho, symmetric=True)
-    return Component(pre.weight, expansion.mean.to(gram.dtype), gram)
+    gram, truncation = cross_covariance(expansion, expansion, rho, symmetric=True)
+    return Component(pre.weight, expansion.mean.to(gram.dtype), gram), truncation

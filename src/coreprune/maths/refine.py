@@ -122,7 +122,7 @@ class _Problem:
             across.append((dense, e, (d.cross @ Q.T) * inverse[:, None] / std))
         mean = _weighted([(d.weight, e.mean) for d, e in zip(self.parts, expansions, strict=True)])
         G = self._mix(own, mean, mean)
-        ridge = RIDGE * torch.diag(G.diagonal().detach().clamp(min=1e-30))
+        ridge = RIDGE * torch.diag(G.diagonal().clamp(min=1e-30))
         return mean, G + ridge, self._mix(across, self.start_mean, mean)
 
     def loss(self, q: Tensor, b: Tensor) -> Tensor:

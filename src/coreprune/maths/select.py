@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,12 +38,15 @@ class Path:
         order: units in the order they were added (forward) or dropped (backward).
         energy: change of E‖y − ŷ‖² at each step: what a unit explained, or what its loss costs.
         added: whether `order` adds units; otherwise it drops them.
+        factor: L, (k, n), with LᵀL = Ĝ, the part of G that the kept units explain, its rows in the order of
+            `order`; None if fewer explain it all, or the run was backward.
     """
 
     kept: Tensor
     order: Tensor
     energy: Tensor
     added: bool = True
+    factor: Tensor | None = None
 
     def curve(self, units: int, total: float) -> Tensor:
         """err(k) = E‖y − ŷ‖² with k units kept, for k = 0 … n, (n + 1,), never rising in k.
@@ -62,50 +66,66 @@ class Path:
         return error.clamp(min=0).flip(0).cummax(0).values.flip(0).clamp(max=total)
 
 
-def forward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
-    """Add k units, the best one first.
+def forward(
+    G: Tensor, Y: Tensor, k: int, *, scale: Tensor | None = None, ridge: float = 0.0, block: int | None = None
+) -> Path:
+    """Add k units, the best one first: a pivoted Cholesky factorisation that is stopped after k columns.
 
     Args:
-        G: covariance of the units, (n, n).
+        G: covariance of the units, (n, n); only k of its columns are read, and its diagonal.
         Y: covariance of the target with the units, (p, n).
         k: units to keep.
-        block: units added between two updates of the rest.
+        scale: factors on the units, (n,), so that D G D is factorised without being formed.
+        ridge: added to the diagonal of D G D.
+        block: units added between two updates of the rest; default k/24, held between 16 and 112.
 
     Returns:
-        The path; units that explain nothing come last, in order of their index.
+        The path, with its factor; units that explain nothing come last, in order of their index.
     """
     n = G.shape[0]
-    rest, floor = G.diagonal().clone(), _NOISE * G.diagonal()
-    Y = Y.clone()
-    L = G.new_zeros(n, 0)
-    order: list[Tensor] = []
-    energy: list[Tensor] = []
+    block = block or min(max(16, k // 24), 112)
+    D = torch.ones_like(G.diagonal()) if scale is None else scale
+    L = G.new_zeros(k, n)
+    order = torch.zeros(0, dtype=torch.int64, device=G.device)
+    energy = G.new_zeros(0)
+    # everything below runs over the units still in play, `at`, which are gathered anew as they become fewer
+    at, factor, Y = torch.arange(n, device=G.device), L, Y * D
+    rest = G.diagonal() * D.square() + ridge
+    floor = max(_NOISE, 8 * torch.finfo(G.dtype).eps) * rest
     free = torch.ones(n, dtype=torch.bool, device=G.device)
-    while len(order) < k:
-        score = torch.where(free & (rest > floor), Y.square().sum(0) / rest.clamp(min=1e-300), -1.0)
-        size = min(block, k - len(order))
-        best = torch.topk(score, min(4 * size, n)).indices
+    while (done := order.numel()) < k:
+        if n - done < 0.7 * at.numel():
+            at, Y, rest, floor, free = at[free], Y[:, free], rest[free], floor[free], free[free]
+            factor = G.new_zeros(k, at.numel())
+            factor[:done] = L[:done, at]
+        score = torch.where(free & (rest > floor), Y.square().sum(0) / rest.clamp(min=1e-30), -1.0)
+        size = min(block, k - done)
+        best = torch.topk(score, min(size + max(16, size // 2), at.numel())).indices
         best = best[score[best] > 0]
-        if best.numel() == 0:
+        known, D_best = factor[:done, best], D[at[best]]
+        R = (G[at[best]][:, at[best]] * D_best).mul_(D_best[:, None]).addmm_(known.T, known, alpha=-1)
+        R.diagonal().add_(ridge)
+        chosen, gains = _greedy(R, Y[:, best], size, floor[best])
+        if chosen.numel() == 0:
             break
-        R = G[best][:, best] - L[best] @ L[best].T
-        chosen, gains = _pivots(R, Y[:, best], floor[best], size)
-        picked = best[chosen]
-        order += list(picked)
-        energy += list(gains)
+        picked, units = best[chosen], at[best[chosen]]
+        # sweep the block out: new rows of the factor, then the residual variances and targets
+        rows = G[units] if at.numel() == n else G[units][:, at]
+        rows.mul_(D[at]).mul_(D[units, None]).addmm_(known[:, chosen].T, factor[:done], alpha=-1)
+        rows[torch.arange(picked.numel(), device=G.device), picked] += ridge
+        pivot = torch.linalg.cholesky(rows[:, picked])
+        new = torch.linalg.solve_triangular(pivot, rows, upper=False)
+        new *= free  # a unit that is in has nothing left to explain
+        factor[done : done + picked.numel()] = new
+        L[done : done + picked.numel(), at] = new
+        Y.addmm_(torch.linalg.solve_triangular(pivot, Y[:, picked].T, upper=False).T, new, alpha=-1)
+        rest = (rest - new.square().sum(0)).clamp(min=0)
         free[picked] = False
-        # sweep the block out: new columns of the factor, then the residual variances and targets
-        columns = G[:, picked] - L @ L[picked].T
-        pivot = torch.linalg.cholesky(columns[picked])
-        new = torch.linalg.solve_triangular(pivot, columns.T, upper=False).T
-        Y -= torch.linalg.solve_triangular(pivot, Y[:, picked].T, upper=False).T @ new.T
-        rest = (rest - new.square().sum(1)).clamp(min=0)
-        L = torch.cat([L, new], 1)
-    path = torch.stack(order) if order else torch.zeros(0, dtype=torch.int64, device=G.device)
-    spare = free.nonzero()[: k - path.numel(), 0]
-    path = torch.cat([path, spare])
-    gain = torch.cat([torch.stack(energy), G.new_zeros(spare.numel())]) if energy else G.new_zeros(path.numel())
-    return Path(path.sort().values, path, gain)
+        order, energy = torch.cat([order, units]), torch.cat([energy, gains])
+    spare = torch.ones(n, dtype=torch.bool, device=G.device).index_fill_(0, order, 0).nonzero()[: k - order.numel(), 0]
+    whole = L if spare.numel() == 0 else None
+    order, energy = torch.cat([order, spare]), torch.cat([energy, G.new_zeros(spare.numel())])
+    return Path(order.sort().values, order, energy, True, whole)
 
 
 def backward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
@@ -123,60 +143,61 @@ def backward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
     n = G.shape[0]
     H = torch.cholesky_inverse(torch.linalg.cholesky(G))
     V = Y @ H
-    alive = torch.arange(n, device=G.device)
-    order: list[Tensor] = []
-    energy: list[Tensor] = []
-    while alive.numel() > k:
-        score = V.square().sum(0) / H.diagonal()
-        size = min(block, alive.numel() - k)
-        cheap = torch.topk(score, min(4 * size, alive.numel()), largest=False).indices
-        chosen, costs = _drops(H[cheap][:, cheap].clone(), V[:, cheap].clone(), size)
+    alive = torch.ones(n, dtype=torch.bool, device=G.device)
+    order = torch.zeros(0, dtype=torch.int64, device=G.device)
+    energy = G.new_zeros(0)
+    while (left := n - order.numel()) > k:
+        score = torch.where(alive, V.square().sum(0) / H.diagonal().clamp(min=1e-30), torch.inf)
+        size = min(block, left - k)
+        cheap = torch.topk(score, min(4 * size, left), largest=False).indices
+        chosen, costs = _greedy(H[cheap][:, cheap], V[:, cheap], size)
         gone = cheap[chosen]
-        order.append(alive[gone])
-        energy.append(costs)
-        stay = torch.ones(alive.numel(), dtype=torch.bool, device=G.device)
-        stay[gone] = False
         pivot = torch.linalg.cholesky(H[gone][:, gone])
-        across = torch.linalg.solve_triangular(pivot, H[gone][:, stay], upper=False)
-        V = V[:, stay] - torch.linalg.solve_triangular(pivot, V[:, gone].T, upper=False).T @ across
-        H = H[stay][:, stay].addmm_(across.T, across, alpha=-1)
-        alive = alive[stay]
-    none = torch.zeros(0, dtype=torch.int64, device=G.device)
-    steps = torch.cat(energy) if energy else G.new_zeros(0)
-    return Path(alive, torch.cat(order) if order else none, steps, added=False)
+        across = torch.linalg.solve_triangular(pivot, H[gone], upper=False)
+        V.addmm_(torch.linalg.solve_triangular(pivot, V[:, gone].T, upper=False).T, across, alpha=-1)
+        H.addmm_(across.T, across, alpha=-1)
+        alive[gone] = False
+        order, energy = torch.cat([order, gone]), torch.cat([energy, costs])
+    return Path(alive.nonzero()[:, 0], order, energy, added=False)
 
 
-def _pivots(R: Tensor, Y: Tensor, floor: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Exact forward greedy among candidates: residual covariance R (m, m), targets Y (p, m)."""
-    Y = Y.clone()
-    chosen, gains = [], []
-    for _ in range(size):
-        rest = R.diagonal()
-        score = torch.where(rest > floor, Y.square().sum(0) / rest.clamp(min=1e-300), -1.0)
-        j = int(score.argmax())
-        if score[j] <= 0:
+def _greedy(R: Tensor, Y: Tensor, size: int, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The exact greedy among m candidates, one by one: forward on (R, Y), backward on (H, V), which sweep alike.
+
+    Sweeping unit j out takes R to R − l lᵀ, l = R_j / √R_jj, and Y to Y − g lᵀ, g = Y_j / √R_jj; so A = YᵀY
+    goes to A − w lᵀ − l wᵀ + γ l lᵀ with w = A_j / √R_jj, γ = A_jj / R_jj. Rows of R and A are brought up to date
+    only when they are needed. Too small and too sequential for a device: it runs on the host in float64.
+
+    Args:
+        R: residual covariance of the candidates, or H, (m, m).
+        Y: residual targets, or weights V, (p, m).
+        size: how many to choose.
+        floor: forward: residual variances at or below it are rounding. None: backward, the cheapest goes.
+
+    Returns:
+        Chosen candidates in order, and A_jj / R_jj of each.
+    """
+    m = R.shape[0]
+    r, a = R.double().cpu().numpy(), (Y.T @ Y).double().cpu().numpy()
+    variance, energy = r.diagonal().copy(), a.diagonal().copy()
+    free = np.ones(m, dtype=bool)
+    low = np.zeros(m) if floor is None else floor.double().cpu().numpy()
+    L, W, gamma = np.zeros((size, m)), np.zeros((size, m)), np.zeros(size)
+    chosen: list[int] = []
+    for i in range(min(size, m)):
+        open_to = free & (variance > low)
+        score = np.divide(energy, variance, out=np.full(m, -np.inf if floor is not None else np.inf), where=open_to)
+        j = int(score.argmin() if floor is None else score.argmax())
+        if not open_to[j] or (floor is not None and score[j] <= 0):
             break
+        own, across = L[:i, j], W[:i, j] - gamma[:i] * L[:i, j]
+        row = r[j] - own @ L[:i]
+        root = np.sqrt(max(row[j], low[j], 1e-300))
+        L[i], W[i] = row / root, (a[j] - across @ L[:i] - own @ W[:i]) / root
+        gamma[i] = max(W[i, j] / root, 0.0)
+        variance -= L[i] ** 2
+        energy += L[i] * (gamma[i] * L[i] - 2 * W[i])
+        free[j] = False
         chosen.append(j)
-        gains.append(score[j].clone())
-        column = R[:, j] / R[j, j].sqrt()
-        Y -= torch.outer(Y[:, j] / R[j, j].sqrt(), column)
-        R = R - torch.outer(column, column)
-        R[j, j] = 0
-    return torch.tensor(chosen, device=R.device), torch.stack(gains)
-
-
-def _drops(H: Tensor, V: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Exact backward greedy among candidates: H (m, m) of the inverse, weights V (p, m)."""
-    chosen, costs = [], []
-    gone = torch.zeros(H.shape[0], dtype=torch.bool, device=H.device)
-    for _ in range(size):
-        diagonal = H.diagonal()
-        score = (V.square().sum(0) / diagonal.clamp(min=1e-300)).masked_fill(gone, torch.inf)
-        j = int(score.argmin())
-        chosen.append(j)
-        costs.append(score[j].clone())
-        gone[j] = True
-        row = H[j] / H[j, j]
-        V = V - torch.outer(V[:, j], row)
-        H = H - torch.outer(H[:, j], row)
-    return torch.tensor(chosen, device=H.device), torch.stack(costs)
+    indices = torch.tensor(chosen, dtype=torch.int64, device=R.device)
+    return indices, torch.as_tensor(gamma[: len(chosen)]).to(Y)

@@ -114,6 +114,7 @@ class Inspection:
         features: size d of one input of the network.
         chain: every hidden layer in forward order, whether it can be cut or not; None where what follows
             it is not known to be an elementwise activation.
+        tail: what follows the last Linear layer and is not the identity, in words; empty if nothing does.
     """
 
     sites: tuple[Site, ...]
@@ -121,6 +122,7 @@ class Inspection:
     shapes: Mapping[str, Shape]
     features: int
     chain: tuple[Site | None, ...] = ()
+    tail: str = ""
 
     def governs(self, site: Site) -> int:
         """How many numbers would go if every unit of the site went."""

@@ -86,7 +86,7 @@ def discover(model: nn.Module, example_inputs: Tensor | None = None) -> Inspecti
             assert reader is not None
             sites.append(_site(steps[here], between, reader))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return Inspection(tuple(sites), tuple(refused), shapes, features, tuple(chain))
+    return Inspection(tuple(sites), tuple(refused), shapes, features, tuple(chain), _tail(steps[linears[-1] + 1 :]))
 
 
 def _chain(model: nn.Module) -> list[fx.Node]:
@@ -175,6 +175,11 @@ def _refusal(here: _Step, between: list[_Step], reader: _Step | None, uses: Coun
         if getattr(step.module, "parametrizations", None) or hasattr(step.module, "weight_g"):
             return f"{step.name} is parametrised: remove the parametrisation first"
     return None
+
+
+def _tail(steps: list[_Step]) -> str:
+    identity = activation("identity")
+    return ", ".join(step.name for step in steps if step.kind == "other" or step.activation not in {None, identity})
 
 
 def _one_activation(between: list[_Step]) -> bool:

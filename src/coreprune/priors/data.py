@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from coreprune.surgery.apply import install, spared_copy
 __all__ = ["Data"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Data:
     """Empirical moments of the hidden units on batches of inputs.
 
@@ -31,7 +31,6 @@ class Data:
 
     loader: Iterable[Any]
     sequential: bool = True
-    _cache: dict[str, Law] = field(default_factory=dict, repr=False)
 
     @property
     def data_used(self) -> bool:
@@ -42,24 +41,13 @@ class Data:
         """The prior in words."""
         return "measured on the data given" + ("" if self.sequential else ", in one pass")
 
-    def law(
-        self,
-        model: nn.Module,
-        sites: Iterable[Site],
-        site: Site,
-        dense: Mapping[str, Tensor],
-        now: Mapping[str, Tensor],
-    ) -> Law:
-        """The law of one site's units, and in one-pass mode of all sites at once.
+    def law(self, model: nn.Module, site: Site, dense: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Law:
+        """The law of one site's units, dense and as they are now.
 
         Args:
-            model: gives the structure. sites: all of them. site: the one wanted.
+            model: gives the structure. site: the one wanted.
             dense: its tensors. now: the tensors as the cuts before left them.
         """
-        if not self.sequential:
-            if not self._cache:
-                self._cache.update(self._all(model, tuple(sites), dense))
-            return self._cache[site.name]
         n = site.units
         networks = [_in_place_of(model, dense), _in_place_of(model, now)]
         stream = Stream(2 * n)
@@ -69,7 +57,9 @@ class Data:
         mean, spread = stream.moments()
         return Law(Moments(mean[n:], spread[n:, n:]), mean[:n], spread[:n, n:], spread[:n, :n])
 
-    def _all(self, model: nn.Module, sites: tuple[Site, ...], dense: Mapping[str, Tensor]) -> dict[str, Law]:
+    def laws(self, model: nn.Module, sites: Iterable[Site], dense: Mapping[str, Tensor]) -> dict[str, Law]:
+        """The laws of all sites' units in the dense network, in one pass."""
+        sites = tuple(sites)
         network = _in_place_of(model, dense)
         streams = {site.name: Stream(site.units) for site in sites}
         for x in self._batches():
@@ -80,9 +70,11 @@ class Data:
     def _batches(self) -> Iterator[Tensor]:
         seen = False
         for batch in self.loader:
-            x = batch[0] if isinstance(batch, (tuple, list)) else batch
+            x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
             if not isinstance(x, Tensor):
                 raise InvalidInputError(f"the data yield a {type(x).__name__}: yield tensors, or (tensor, …)")
+            if x.dim() < 2:
+                raise InvalidInputError(f"the data yield tensors of shape {tuple(x.shape)}: yield batches of inputs")
             seen = True
             yield x
         if not seen:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,24 @@ class Gaussian:
             std = f"std {self.std if self.std is not None else radius / math.sqrt(features):.4g}"
         mixed = "" if len(self.scales) == 1 else f" times {', '.join(f'{s:.4g}' for s in self.scales)}"
         return f"gaussian inputs, {mean}, {std}{mixed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        mean, std = (v.tolist() if isinstance(v, Tensor) else v for v in (self.mean, self.std))
+        return {"mean": mean, "std": std, "scales": list(self.scales)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Gaussian:
+        """The inverse of `to_json`.
+
+        Raises:
+            InvalidInputError: the data are not those of a prior.
+        """
+        try:
+            mean, std = (torch.tensor(v) if isinstance(v, list) else v for v in (data["mean"], data["std"]))
+            return cls(mean, std, tuple(data["scales"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInputError(f"the prior that was written down is damaged ({error!r}): give prior=") from error
 
     def inputs(self, features: int, radius: float) -> Pair:
         """The law of the network's inputs.

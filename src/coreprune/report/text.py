@@ -89,16 +89,16 @@ def _notes(plan: Plan) -> list[str]:
     lines = [
         "error: predicted root mean square error of what the site's readers get, all cuts up to it included, as a "
         "share of its own spread, for inputs of the prior; exact at the first site, behind it under the Gaussian "
-        "closure. 95 % within: no output is off by more in over 5 % of such inputs (Chebyshev). "
+        "closure. 95 % within: no single output is off by more in over 5 % of such inputs (Chebyshev). "
         "'coreprune verify' recomputes both and adds the worst case."
     ]
     bounds = [cut for cut in plan.cuts if "theorem_error" in cut.evidence]
     for cut in bounds:
         known = cut.evidence
         lines.append(
-            f"site {cut.site.name}: {known['theorem_draws']:,} draws (as many units survive) are off by at most "
-            f"{known['theorem_error']:.3g} at every output, for every input of the {known['domain']}, with probability "
-            f"{1 - known['theorem_delta']:.0%} [docs/guarantee.md, 1]"
+            f"site {cut.site.name}: {known['theorem_draws']:,} draws with replacement (draws=, of which as many units "
+            f"survive on average) are off by at most {known['theorem_error']:.3g} at every output, for every input of "
+            f"the {known['domain']}, with probability {1 - known['theorem_delta']:.0%} [docs/guarantee.md, 1]"
         )
     if bounds:
         lines.append("That bound holds for any network, and is far from tight on trained ones.")
