@@ -41,6 +41,10 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/synthetic.py
+	$(BIN)/python benchmarks/lenet.py
+	$(BIN)/python benchmarks/certificates.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kernel_speed.py --large
+	$(BIN)/python benchmarks/publish.py
 
 clean:
 	rm -rf $(VENV) site build coreprune-demo

@@ -121,7 +121,7 @@ def test_truncation_is_the_largest_share_left_out(name):
         told = gated_moments(activation(name), *units.law, terms).truncation
         assert 0 <= told < {3: 0.6, 6: 0.3, 24: 0.05}[terms]
     smooth = name != "relu"
-    assert told < 1e-6 if smooth else told > 0
+    assert told < 1e-4 if smooth else told > 0
 
 
 @gates

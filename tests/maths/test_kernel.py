@@ -219,3 +219,19 @@ def test_target_of_moved_units_is_the_dense_network(k):
     assert aware <= energy(now, naive) + 1e-9
     measured = (layer(normal(7, 200_000, 4)) - kernel(now, k).apply(now, normal(7, 200_000, 4))).square().sum(1)
     assert abs(float(measured.mean()) - aware) <= 5 * float(measured.std()) / 200_000**0.5 + 1e-3 * aware
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64], ids=str)
+def test_the_tensors_are_the_formula_rounded_once(dtype):
+    """P_S, b_S, W' = W T and c' = c + W t, computed in float64 and rounded to the stored precision at the end."""
+    model = one_hidden(32).to(dtype)
+    plan = cp.plan(model, units={"0": 20}, prior=Gaussian(mean=0.4, std=0.5))
+    coreset, small = plan.cuts[0].coresets[0], cp.apply(model, plan).model
+    assert torch.equal(small[0].weight, model[0].weight[coreset.indices])
+    assert torch.equal(small[0].bias, model[0].bias[coreset.indices])
+    with torch.no_grad():
+        W, c = model[2].weight.double(), model[2].bias.double()
+        expected = W @ coreset.matrix(32).double(), c + W @ coreset.offset.double()
+        half = 0.5 * torch.finfo(dtype).eps if dtype != F64 else 1e-12
+        for found, exact in zip((small[2].weight, small[2].bias), expected, strict=True):
+            assert bool(((found.double() - exact).abs() <= 1.001 * half * exact.abs() + 1e-7 * half).all())

@@ -85,7 +85,7 @@ def test_shapes_and_order(name, k):
 
 
 def test_neuron_merging_is_its_description():
-    """Largest norms stay as they are; any other unit becomes ‖p_j‖/‖p_s‖ times the kept one of largest cosine ≥ 0.45."""
+    """Largest norms stay as they are; others become ‖p_j‖/‖p_s‖ times the kept one of largest cosine ≥ 0.45."""
     layer = random_layer(n=12)
     coreset = run("merging", layer, 5)
     p = points(layer).tolist()

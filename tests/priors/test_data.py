@@ -26,7 +26,9 @@ def inputs(count: int = 300, d: int = 6) -> Tensor:
 def law(prior: Data, model: nn.Module, name: str, now: dict[str, Tensor] | None = None):
     found, tensors = discover(model), model.state_dict()
     site = next(site for site in found.sites if site.name == name)
-    return prior.law(model, found.sites, site, tensors, now or tensors)
+    if prior.sequential:
+        return prior.law(model, site, tensors, now or tensors)
+    return prior.laws(model, found.sites, tensors)[name]
 
 
 def moments(h: Tensor) -> tuple[Tensor, Tensor]:

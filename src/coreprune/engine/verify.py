@@ -110,9 +110,9 @@ class Verification:
             close = "exactly" if c.exact else "under the Gaussian closure"
             lines.append(
                 f"site {c.site}, {c.units} -> {c.kept} units: for inputs drawn as {self.prior}, what is read from it "
-                f"is off by {c.relative_error:.1%} of its spread in the root mean square ({close}), so no single output "
-                f"is off by more than {chebyshev(c.mean_square, self.delta):.3g} in over {self.delta:.0%} of them "
-                f"(Chebyshev); outputs spread by {c.spread:.3g}."
+                f"is off by {c.relative_error:.1%} of its spread in the root mean square ({close}), so no single "
+                f"output is off by more than {chebyshev(c.mean_square, self.delta):.3g} in over {self.delta:.0%} of "
+                f"them (Chebyshev); outputs spread by {c.spread:.3g}."
             )
             if c.upper is not None and c.lower is not None:
                 lines.append(
@@ -280,7 +280,7 @@ def _measure(dense: nn.Module, small: nn.Module, x: Tensor, delta: float) -> tup
         for module, _ in modes:
             module.training = False
         with torch.no_grad():
-            y, z = dense(x).double().flatten(1), small(x).double().flatten(1)
+            y, z = (_run(model, x).double().flatten(1) for model in (dense, small))
     except (RuntimeError, IndexError) as error:
         raise InvalidInputError(
             f"inputs of shape {tuple(x.shape)} do not fit the network: give inputs= as the network takes them"
@@ -292,6 +292,15 @@ def _measure(dense: nn.Module, small: nn.Module, x: Tensor, delta: float) -> tup
     beyond = len(worst) // 100
     relative = relative_error((y - z).square().mean(0), y.var(0, unbiased=False))
     return relative, float(worst[len(worst) - 1 - beyond]), clopper_pearson(beyond, len(worst), delta)
+
+
+def _run(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's output on x, given in the model's own precision."""
+    kind = next((parameter.dtype for parameter in model.parameters()), x.dtype)
+    output = model(x.to(kind))
+    if not isinstance(output, Tensor):
+        raise InvalidInputError(f"the network returns a {type(output).__name__}, and one tensor can be compared")
+    return output
 
 
 def _sampled(prior: Gaussian, features: int, radius: float, count: int, seed: int) -> Tensor:

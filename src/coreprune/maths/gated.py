@@ -8,7 +8,8 @@ With F_ij = φ(a_i) φ(a_j), v_i = v̄_i + ṽ_i and Gaussian integration by par
 
 Every E φ^(α)(a_i) φ^(β)(a_j) is a Mehler sum of the coefficients of φ and its derivatives. With
 the series of φ cut after K terms this is the exact Gram of real random variables φ_K(a) v, hence
-positive semi-definite; what the diagonal still lacks against its exact value is added to it.
+positive semi-definite. Units whose variance it overstates are scaled down to the exact one, and what
+the others lack is added to the diagonal.
 
 Source: 01-maths §3.
 """
@@ -45,8 +46,8 @@ def gated_moments(
         terms: K.
 
     Returns:
-        Moments in the dtype of `covariance`; `truncation` is the largest share of a unit's variance
-        that the series of φ leaves out, which is not resolved off the diagonal.
+        Moments in the dtype of `covariance`; `truncation` is the largest share by which the series of φ
+        misses a unit's variance, which is put right on the diagonal and not resolved off it.
 
     Raises:
         InvalidInputError: as `gaussian_moments`.
@@ -85,9 +86,11 @@ def gated_moments(
     gram = (gram + gram.T) / 2
 
     variance = _variance(phi, mean, std, value_mean, value_covariance, cross, first).to(kind)
-    missing = (variance - gram.diagonal()).clamp(min=0)
-    truncation = float((missing / variance.clamp(min=1e-300)).max()) if variance.numel() else 0.0
-    gram.diagonal().add_(missing)
+    have = gram.diagonal().clone()
+    truncation = float(((variance - have).abs() / variance.clamp(min=1e-30)).max()) if variance.numel() else 0.0
+    shrink = torch.where(have > variance, variance / have.clamp(min=1e-30), 1.0).sqrt()
+    gram *= torch.outer(shrink, shrink)
+    gram.diagonal().copy_(variance)
     return Moments(first.to(kind), gram, truncation)
 
 

@@ -7,15 +7,18 @@ pre-activations,
     E(Q, b') = tr W (G − X G̃⁻¹ Xᵀ) Wᵀ,     G̃ = Cov φ(Qã + b'),  X = Cov(φ(a), φ(Qã + b')),
 
 with the outgoing weights eliminated in closed form at every step (variable projection, Golub &
-Pereyra 1973). Every entry is a Mehler sum, so the gradient is exact; no sample is drawn. L-BFGS with
-a strong Wolfe line search never ends above its start, so the result is never worse than the start.
+Pereyra 1973). Every entry is a Mehler sum, so the gradient is exact; no sample is drawn. L-BFGS never
+ends above its start, so the result is never worse than the kernel coreset under the law.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Generator, Tensor
 
 from coreprune.errors import InvalidInputError
@@ -134,26 +137,19 @@ class _Problem:
 
     def descend(self, kept: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """The rows (white coordinates) and biases after L-BFGS from the kept dense units."""
-        q = self.white[kept].clone().requires_grad_()
-        b = self.bias[kept].clone().requires_grad_()
-        optimiser = torch.optim.LBFGS(
-            [q, b],
-            max_iter=steps,
-            max_eval=steps + steps // 4 + 5,
-            history_size=20,
-            line_search_fn="strong_wolfe",
-            tolerance_change=1e-12,
-            tolerance_grad=1e-9,
-        )
+        k, n = kept.numel(), self.white.shape[0]
+        start = torch.cat([self.white[kept].flatten(), self.bias[kept]])
 
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            value = self.loss(q, b)
-            value.backward()
-            return value
+        def value_and_slope(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            at = torch.from_numpy(flat.copy()).to(start).requires_grad_()
+            loss = self.loss(at[: k * n].reshape(k, n), at[k * n :])
+            (slope,) = torch.autograd.grad(loss, at)
+            return float(loss.detach()), slope.cpu().numpy()
 
-        optimiser.step(closure)
-        return q.detach(), b.detach()
+        options = {"maxiter": steps, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-10}
+        found = minimize(value_and_slope, start.cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
+        best = torch.from_numpy(found.x).to(start)
+        return best[: k * n].reshape(k, n), best[k * n :]
 
     def coreset(self, kept: Tensor, q: Tensor, b: Tensor) -> Coreset:
         """The optimal replacement by the turned units."""

@@ -1,0 +1,93 @@
+"""Put the tables and figures of benchmarks/results/ into docs/results.md, so that no figure there is typed.
+
+python benchmarks/publish.py
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from records import results
+
+MARKER = "<!-- generated -->"
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def _about(name: str) -> str:
+    about = json.loads((results() / f"{name}.json").read_text())["about"]
+    return f"`python benchmarks/{name}.py`, {about['date']}, torch {about['torch']}, {about['machine']}, commit {about['commit']}."
+
+
+def _lenet() -> str:
+    return (
+        "## LeNet-300-100\n\nTest error in %, mean ± standard deviation over training seeds; no fine-tuning. "
+        "Settings were chosen on MNIST. " + _about("lenet") + "\n\n" + (results() / "lenet.md").read_text() + "\n"
+        "![MNIST test error against the share of parameters removed, log scale: refined stays lowest, then kernel, "
+        "then sampling and magnitude](figures/lenet.svg)\n"
+    )
+
+
+def _synthetic() -> str:
+    body = json.loads((results() / "synthetic.json").read_text())
+    lines = [
+        "## One neuron, worst error over the ball",
+        "",
+        "The paper's synthetic experiment at 100 draws of 1,000 points: error as a share of the total sensitivity. "
+        + _about("synthetic"),
+        "",
+        "| activation | coreset | uniform | largest norm | theorem, 95 % |",
+        "|---|---|---|---|---|",
+    ]
+    for study in body["studies"]:
+        at = next(i for i, point in enumerate(study["curves"]["coreset"]) if point["size"] == 100)
+        cells = [
+            f"{study['curves'][m][at]['mean']:.3f} ± {study['curves'][m][at]['std']:.3f}"
+            for m in ("coreset", "uniform", "largest norm")
+        ]
+        lines.append(f"| {study['activation']} | {' | '.join(cells)} | {study['theorem'][at]:.2f} |")
+    lines += ["", "![worst error against coreset size for eight activations](figures/synthetic.svg)", ""]
+    return "\n".join(lines)
+
+
+def _speed() -> str:
+    body = json.loads((results() / "kernel_speed.json").read_text())
+    lines = [
+        "## Speed of one kernel coreset",
+        "",
+        f"float32, {body['about']['threads']} thread(s), as a ratio to the operations it cannot avoid. "
+        + _about("kernel_speed"),
+        "",
+        "| n | d | p | removed | seconds | raw operations | ratio | peak, n×n matrices |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in body["rows"]:
+        raw = sum(row["raw_seconds"].values())
+        lines.append(
+            f"| {row['n']} | {row['d']} | {row['p']} | {row['removed']:.0%} | {row['seconds']:.2f} | {raw:.2f} | "
+            f"{row['ratio']:.2f} | {row['peak_matrices']:.2f} |"
+        )
+    lines += ["", f"LeNet-300-100 to 100-35 through `cp.prune`: {body['lenet']['median']:.3f} s.", ""]
+    return "\n".join(lines)
+
+
+def _certificates() -> str:
+    return (
+        "## Certificates\n\nLeNet-300-100, first layer, ball of radius 9.8; then both layers at 150-50, relative error of "
+        "the outputs. " + _about("certificates") + "\n\n" + (results() / "certificates.md").read_text()
+    )
+
+
+def main() -> None:
+    """Rewrite what follows the marker."""
+    page = DOCS / "results.md"
+    head = page.read_text().split(MARKER)[0]
+    parts = [_lenet(), _certificates(), _speed(), _synthetic()]
+    page.write_text(head + MARKER + "\n\n" + "\n".join(parts))
+    for name in ("lenet.svg", "synthetic.svg"):
+        shutil.copy(results() / name, DOCS / "figures" / name)
+
+
+if __name__ == "__main__":
+    main()
