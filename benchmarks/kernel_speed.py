@@ -49,14 +49,23 @@ def inputs(n: int, d: int, p: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return P, 0.1 * torch.randn(n, generator=generator), torch.randn(p, n, generator=generator) / n**0.5
 
 
-def cut(P: torch.Tensor, b: torch.Tensor, W: torch.Tensor, keep: int) -> tuple[torch.Tensor, ...]:
-    """The whole of a kernel cut under x ~ N(0, I)."""
+def cut(P: torch.Tensor, b: torch.Tensor, W: torch.Tensor, keep: int) -> dict[str, float]:
+    """The whole of a kernel cut under x ~ N(0, I), and the seconds of its parts."""
     phi = activation("relu")
-    law = Law(gaussian_moments(phi, b, P @ P.T))
-    layer = Layer(P, b, W, phi, 1.0, law)
-    coreset = kernel(layer, keep)
+    marks = [time.perf_counter()]
+    covariance = P @ P.T
+    marks.append(time.perf_counter())
+    law = Law(gaussian_moments(phi, b, covariance))
+    del covariance
+    marks.append(time.perf_counter())
+    coreset = kernel(Layer(P, b, W, phi, 1.0, law), keep)
+    marks.append(time.perf_counter())
     S = coreset.indices
-    return P[S], b[S], coreset.outgoing(W), coreset.constant(W)
+    assert coreset.outgoing(W).shape == (W.shape[0], P[S].shape[0])
+    assert coreset.constant(W).shape == (W.shape[0],)
+    marks.append(time.perf_counter())
+    names = ("covariance of the pre-activations", "Mehler sum", "selection and T", "new readers")
+    return {name: after - before for name, before, after in zip(names, marks, marks[1:], strict=False)}
 
 
 def raw(P: torch.Tensor, W: torch.Tensor, keep: int) -> dict[str, float]:
@@ -89,7 +98,7 @@ def one(n: int, d: int, p: int, removed: float, profile: bool) -> dict[str, Any]
     profiler = cProfile.Profile()
     if profile:
         profiler.enable()
-    cut(P, b, W, keep)
+    parts = cut(P, b, W, keep)
     profiler.disable()
     seconds = time.perf_counter() - start
     peak = (resident() - base) / (4 * n * n)
@@ -104,6 +113,7 @@ def one(n: int, d: int, p: int, removed: float, profile: bool) -> dict[str, Any]
         "p": p,
         "removed": removed,
         "seconds": seconds,
+        "parts": parts,
         "raw_seconds": least,
         "ratio": seconds / total,
         "peak_matrices": peak,
@@ -148,9 +158,10 @@ def main() -> None:
             rows.append(json.loads(line))
             row = rows[-1]
             parts = ", ".join(f"{name} {s:.2f} s" for name, s in row["raw_seconds"].items())
+            shares = ", ".join(f"{name} {s / row['seconds']:.0%}" for name, s in row["parts"].items())
             print(
                 f"n={row['n']} d={row['d']} p={row['p']}, {removed:.0%} removed: {row['seconds']:.2f} s, "
-                f"{row['ratio']:.2f} times the raw operations ({parts}), peak {row['peak_matrices']:.2f} n×n matrices",
+                f"{row['ratio']:.2f} times the raw operations ({parts}), peak {row['peak_matrices']:.2f} n×n matrices\n  {shares}",
                 flush=True,
             )
     whole = whole_lenet()

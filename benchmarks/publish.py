@@ -59,14 +59,16 @@ def _speed() -> str:
         f"float32, {body['about']['threads']} thread(s), as a ratio to the operations it cannot avoid. "
         + _about("kernel_speed"),
         "",
-        "| n | d | p | removed | seconds | raw operations | ratio | peak, n×n matrices |",
-        "|---|---|---|---|---|---|---|---|",
+        "| n | d | p | removed | seconds | raw operations | ratio | peak, n×n matrices | where the time goes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in body["rows"]:
         raw = sum(row["raw_seconds"].values())
         lines.append(
             f"| {row['n']} | {row['d']} | {row['p']} | {row['removed']:.0%} | {row['seconds']:.2f} | {raw:.2f} | "
-            f"{row['ratio']:.2f} | {row['peak_matrices']:.2f} |"
+            f"{row['ratio']:.2f} | {row['peak_matrices']:.2f} | "
+            + ", ".join(f"{name} {seconds / row['seconds']:.0%}" for name, seconds in row["parts"].items())
+            + " |"
         )
     lines += ["", f"LeNet-300-100 to 100-35 through `cp.prune`: {body['lenet']['median']:.3f} s.", ""]
     return "\n".join(lines)

@@ -184,7 +184,7 @@ def _fill(
             for site in sites
             if (k := kept[site.name]) + step <= site.units and within(kept | {site.name: k + step})
         ]
-        if gains:
+        if gains and max(gains)[0] > 0:
             best = max(gains)[1]
             kept = kept | {best: kept[best] + step}
         else:

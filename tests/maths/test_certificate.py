@@ -70,3 +70,10 @@ def test_relative_error_is_the_root_of_the_sums():
     assert relative_error(torch.tensor([1.0, 3.0]), torch.tensor([60.0, 40.0])) == pytest.approx(0.2)
     assert relative_error(torch.zeros(2), torch.zeros(2)) == 0
     assert relative_error(torch.ones(2), torch.zeros(2)) == math.inf
+
+
+def test_clopper_pearson_leaves_delta_to_the_binomial_tail():
+    for failures, trials, delta in ((0, 10, 0.05), (3, 40, 0.01), (17, 60, 0.2)):
+        p = clopper_pearson(failures, trials, delta)
+        tail = sum(math.comb(trials, i) * p**i * (1 - p) ** (trials - i) for i in range(failures + 1))
+        assert tail == pytest.approx(delta, rel=1e-9)

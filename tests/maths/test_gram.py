@@ -46,7 +46,7 @@ def pairs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     return case.phi.scale * mean, case.phi.scale * std, sign * (1 - gap)
 
 
-def panels(ends: Tensor, count: int = 9) -> tuple[Tensor, Tensor]:
+def panels(ends: Tensor, count: int = 10) -> tuple[Tensor, Tensor]:
     """Gauss–Legendre nodes between sorted ends, (N, nodes), with weights that hold the normal density."""
     x, w = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(count))
     half, middle = ends.diff(dim=1) / 2, (ends[:, 1:] + ends[:, :-1]) / 2

@@ -93,18 +93,15 @@ def test_closed_form_agrees_with_the_quadrature(case):
 
 MPMATH = {
     "tanh": mpmath.tanh,
-    "softplus": lambda a: mpmath.log1p(mpmath.exp(a)),
     "gelu": lambda a: a * mpmath.ncdf(a),
     "silu": lambda a: a / (1 + mpmath.exp(-a)),
     "mish": lambda a: a * mpmath.tanh(mpmath.log1p(mpmath.exp(a))),
-    "elu": lambda a: a if a >= 0 else mpmath.expm1(a),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "mean", "std"),
-    [("tanh", 0.3, 1e-6), ("gelu", -30.0, 100.0), ("softplus", 30.0, 10.0), ("mish", -2.0, 1.0), ("silu", 0.0, 100.0),
-     ("elu", 0.5, 100.0)],
+    [("tanh", 0.3, 1e-6), ("gelu", -30.0, 100.0), ("mish", -2.0, 1.0), ("silu", 0.0, 100.0),],
 )  # fmt: skip
 def test_smooth_quadrature_against_arbitrary_precision(name, mean, std):
     with mpmath.workdps(25):

@@ -108,8 +108,8 @@ def test_keeping_all_is_identical_through_the_public_interface(method_, request_
 @pytest.mark.parametrize("function", [nn.ReLU, nn.GELU, nn.Tanh, nn.Hardswish, nn.Sigmoid])
 @pytest.mark.parametrize("k", [6, 18])
 def test_reported_error_is_the_measured_one(function, k):
-    """400,000 inputs of the prior; the interval is 5 σ, so one false alarm in 10⁶ runs; its width is below 3 %."""
-    model, count = one_hidden(function=function), 400_000
+    """200,000 inputs of the prior; the interval is 5 σ, so one false alarm in 10⁶ runs; its width is below 4 %."""
+    model, count = one_hidden(function=function), 200_000
     prior = Gaussian(mean=0.2, std=0.8)
     small = cp.prune(model, units={"0": k}, prior=prior)
     known = small.plan.cuts[0].evidence
@@ -119,7 +119,7 @@ def test_reported_error_is_the_measured_one(function, k):
         square = (y - small.model(x)).square().sum(1)
     noise = 5 * float(square.std()) / count**0.5
     measured, variance = float(square.mean()), float(y.var(0).sum())
-    assert noise < 0.03 * measured
+    assert noise < 0.04 * measured
     assert abs(measured - known["mean_square"]) <= noise + 1e-4 * measured
     assert known["output_variance"] == pytest.approx(variance, rel=0.02)
     assert known["relative_error"] == pytest.approx((measured / variance) ** 0.5, rel=0.02)

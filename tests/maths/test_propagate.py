@@ -83,10 +83,10 @@ def test_a_mixture_of_equal_parts_is_the_part():
 
 @pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
 def test_units_of_a_mixture_against_monte_carlo(name):
-    """200,000 samples; entries of six units, 6 σ each."""
+    """100,000 samples; entries of six units, 6 σ each."""
     P, b, phi = normal(5, 6, 4), normal(6, 6), activation(name)
     mean, spread = mixture().linear(P, b).units(phi).overall()
-    assert_moments(phi(sample(mixture(), 200_000) @ P.T + b), mean, spread, 1e-5)
+    assert_moments(phi(sample(mixture(), 100_000) @ P.T + b), mean, spread, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["relu", "tanh", "gelu", "sigmoid"])
@@ -103,7 +103,7 @@ def test_two_layers_of_which_the_first_is_exact(name):
         .units(phi)
         .linear(W, torch.ones(3, dtype=F64))
     )
-    x = sample(Pair((start,)), 200_000)
+    x = sample(Pair((start,)), 100_000)
     y = phi((x @ P.T + b) @ U.T + e) @ W.T + 1
     assert_moments(y, *law.overall(), slack=1e-5 * float(law.overall()[1].diagonal().max()))
 
@@ -127,7 +127,7 @@ def test_difference_of_two_networks_against_monte_carlo(name):
     P2, b2, W2, c2 = P[:5] + 0.2, b[:5] - 0.1, W[:, :5] * 1.5, c + 0.3
     for pair in (mixture(), Pair((Component(1.0, normal(4, 4), torch.ones(4, dtype=F64)),))):
         told = difference_energy(pair.linear(P, b, P2, b2).units(phi).linear(W, c, W2, c2))
-        x = sample(pair, 200_000)
+        x = sample(pair, 100_000)
         square = (phi(x @ P.T + b) @ W.T + c - phi(x @ P2.T + b2) @ W2.T - c2).square()
         assert bool(((square.mean(0) - told).abs() <= 6 * square.std(0) / len(x) ** 0.5 + 1e-4 * told).all())
 
@@ -170,7 +170,7 @@ def test_law_of_two_networks_names_which_is_which():
     """Dense: target and own. Cut: moments. And X = Cov(dense, cut)."""
     P, b, Q, e, phi = normal(0, 3, 4), normal(1, 3), normal(2, 3, 4), normal(3, 3), activation("relu")
     law = law_of(mixture().linear(P, b, Q, e), phi)
-    x = sample(mixture(), 200_000)
+    x = sample(mixture(), 100_000)
     h, g = phi(x @ P.T + b), phi(x @ Q.T + e)
     joint = torch.cat([torch.cat([law.own, law.cross], 1), torch.cat([law.cross.T, law.moments.covariance], 1)])
     assert_moments(torch.cat([h, g], 1), torch.cat([law.target, law.moments.mean]), joint, 1e-5)

@@ -129,9 +129,11 @@ def test_nothing_to_turn_is_the_kernel(name):
     assert torch.equal(refined(layer, 4).mix, kernel(layer, 4).mix)
 
 
-def test_no_steps_is_the_kernel_up_to_the_ridge():
+def test_the_start_is_the_kernel_up_to_the_ridge():
     layer = with_law(random_layer(n=10))
-    assert energy(layer, refined(layer, 5, steps=0)) == pytest.approx(energy(layer, kernel(layer, 5)), rel=1e-2)
+    start, problem = kernel(layer, 5), _Problem(layer)
+    unturned = problem.coreset(start.indices, problem.white[start.indices], problem.bias[start.indices])
+    assert energy(layer, unturned) == pytest.approx(energy(layer, start), rel=1e-2)
 
 
 def test_nothing_is_random():

@@ -203,6 +203,7 @@ def test_forward_stops_gaining_at_the_rank(k, block):
     G, W, Y = problem(12, seed=2, rank=3)
     path = forward(G, Y, k, block=block)
     assert len(path.kept) == k == len(path.order) == len(path.energy)
+    assert len(set(path.kept.tolist())) == k
     assert float(path.energy[3:].sum()) <= 1e-8 * float(path.energy.sum())
     if k >= 3:
         assert error(G, W, path.order[:3].tolist()) <= 1e-9 * error(G, W, [])

@@ -67,7 +67,7 @@ def refined(layer: Layer, units: int, generator: Generator | None = None, *, ste
     if law.pair is None:
         raise InvalidInputError("method 'refined' needs a Gaussian prior, and this law was measured: use 'kernel'")
     start = kernel(layer, units)
-    if units == layer.units or layer.activation.name in {"identity", "binary_step"}:
+    if units == layer.units or steps == 0 or layer.activation.name in {"identity", "binary_step"}:
         return start
     problem = _Problem(layer)
     Q, b = problem.descend(start.indices, steps)
