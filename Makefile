@@ -28,7 +28,7 @@ demo: $(VENV)/.base
 	$(BIN)/coreprune demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/ruff format --check .

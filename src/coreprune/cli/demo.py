@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+import torch
 
 from coreprune.cli.common import progress_bar
 from coreprune.demo.run import WIDTHS, Row, rows
@@ -30,6 +31,7 @@ def demo(output: str, as_json: bool, seed: int) -> None:
     target = Path(output)
     if target.exists() and not (target / "structure.json").exists():
         raise CheckpointError(f"{output} exists and is not a demo of before: give another place with --output")
+    torch.set_num_threads(1)  # the network is too small to share out, and one thread gives the same bits everywhere
     kept: list[Pruned] = []
     measured: list[Row] = []
     with progress_bar("pruning") as progress:

@@ -13,12 +13,15 @@ ends above its start, so the result is never worse than the kernel coreset under
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 from torch import Generator, Tensor
 
 from coreprune.errors import InvalidInputError
@@ -147,7 +150,8 @@ class _Problem:
             return float(loss.detach()), slope.cpu().numpy()
 
         options = {"maxiter": steps, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-10}
-        found = minimize(value_and_slope, start.cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
+        with _one_thread():  # its vector operations are too small to share out, and wait for each other if they are
+            found = minimize(value_and_slope, start.cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
         best = torch.from_numpy(found.x).to(start)
         return best[: k * n].reshape(k, n), best[k * n :]
 
@@ -158,6 +162,12 @@ class _Problem:
         T = torch.cholesky_solve(X.T, torch.linalg.cholesky(G)).T
         Q = torch.linalg.solve_triangular(self.white.T, q.T, upper=True).T
         return Coreset(kept, T, self.start_mean - T @ mean, Q.T.contiguous(), b - Q @ self.bias)
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """Hold the BLAS of NumPy and SciPy to one thread; PyTorch's own is left alone where it is another."""
+    held: AbstractContextManager[Any] = ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+    return held
 
 
 def _dense(phi: Activation, c: Component, split: int | None, bias: Tensor, weight: float) -> _Dense:
