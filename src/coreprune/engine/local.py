@@ -83,31 +83,25 @@ def decide(
             request.progress(i, len(found.chain), site.name)
         dense = layer_at(site, tensors, radius)
         layer = layer_at(site, now, radius) if cuts else dense
-        cut_layer = layer
-        evidence: dict[str, Any] | None = None
+        after = layer
         if site.name in names and (site.name in request.draws or widths.get(site.name, site.units) < site.units):
             law = walk.law(dense, layer) if walk else measure(site, now)
-            layer = replace(layer, law=law)
-            coreset = _coreset(layer, site, widths, request)
+            coreset = _coreset(replace(layer, law=law), site, widths, request)
             cut = Cut(site, tuple(coreset for _ in site.readers))
             now |= edited(cut.edits(now), now)
-            cut_layer = layer_at(site, now, radius)
-            if assumed:
-                evidence = {"domain": "unknown: what comes before is not followed", "radius": None}
+            after = layer_at(site, now, radius)
+            known = {"domain": "unknown: what comes before is not followed", "radius": None}
+            if not assumed:
+                known = _theorem(layer, coreset, request.draws.get(site.name), request.method.name)
+            if walk:
+                outputs = walk.beyond(dense, after).inputs.linear(*readers_at(site, tensors), *readers_at(site, now))
+                errors = difference_energy(outputs), outputs.overall()[1].diagonal()[: outputs.split]
             else:
-                evidence = _theorem(layer, coreset, request.draws.get(site.name), request.method.name)
-            evidence |= {"truncation": law.moments.truncation}
-            if walk is None:
-                evidence |= _mean_square(*residual_energy(dense.outgoing, law, coreset))
-            cuts.append(replace(cut, evidence=evidence))
-        if walk:
-            walk = walk.beyond(dense, cut_layer)
-            if evidence is not None:
-                outputs = walk.inputs.linear(*readers_at(site, tensors), *readers_at(site, now))
-                _, spread = outputs.overall()
-                known = _mean_square(difference_energy(outputs), spread.diagonal()[: outputs.split])
-                cuts[-1] = replace(cuts[-1], evidence=evidence | known)
-        radius = image_radius(layer)
+                errors = residual_energy(dense.outgoing, law, coreset)
+            known |= {"truncation": law.moments.truncation} | _mean_square(*errors)
+            cuts.append(replace(cut, evidence=known))
+        walk = walk.beyond(dense, after) if walk else None
+        radius = max(image_radius(layer), image_radius(after))
     if request.progress:
         request.progress(len(found.chain), len(found.chain), "")
     return tuple(cuts)
