@@ -37,6 +37,7 @@ lint: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python docs/check_examples.py
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.bench

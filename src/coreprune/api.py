@@ -101,6 +101,8 @@ def plan(
         >>> plan(net, units={"0": 3}).kept
         {'0': 3}
     """
+    ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    _check_request(remove, units, budget, draws, prior, data, seed)
     chosen = method_named(method)
     found = discover(model, example_inputs)
     if not found.sites:
@@ -115,7 +117,6 @@ def plan(
     law = Data(data) if data is not None else prior if prior is not None else Gaussian()
     beta = _radius(radius, found.features)
     request = Request(chosen, law, beta, seed, reweight, {}, progress)
-    ignore = tuple(ignore)
     asked = (remove, units, budget)
     if sum(one is not None for one in asked) + (draws is not None and asked == (None, None, None)) != 1:
         raise InvalidInputError(
@@ -274,6 +275,8 @@ def verify(
         prior = Gaussian.from_json(recipe["prior_values"])
     domain: Ball | Box = Ball(_radius(radius if radius is not None else recipe.get("radius"), found.features))
     if box is not None:
+        if not (isinstance(box, tuple) and len(box) == 2 and all(isinstance(end, numbers.Real) for end in box)):
+            raise InvalidInputError(f"box={box!r} was given: give the lowest and the highest value, such as (0, 1)")
         domain = Box(*(torch.full((found.features,), float(end)) for end in box))
     if isinstance(small, Pruned):
         module, claims = small.model, small.claims()
@@ -295,9 +298,28 @@ def verify(
     )
 
 
+def _check_request(
+    remove: object, units: object, budget: object, draws: object, prior: object, data: object, seed: object
+) -> None:
+    """Raise InvalidInputError if an argument is of a kind that cannot be meant."""
+    for name, value in (("units", units), ("budget", budget), ("draws", draws)):
+        if value is not None and not (isinstance(value, Mapping) and value and all(isinstance(k, str) for k in value)):
+            raise InvalidInputError(f"{name}={value!r} was asked: give a dict with names as keys, such as {{'0': 150}}")
+    if isinstance(remove, Mapping) and not (remove and all(isinstance(k, str) for k in remove)):
+        raise InvalidInputError(f"remove={remove!r} was asked: give a fraction, or a dict with sites as keys")
+    if prior is not None and not isinstance(prior, (Gaussian, Data)):
+        raise InvalidInputError(f"prior={prior!r} was given: give a coreprune.Gaussian or a coreprune.Data")
+    if data is not None and not isinstance(data, Iterable):
+        raise InvalidInputError(f"data={data!r} was given: give a loader, or a list of batches")
+    if not isinstance(seed, numbers.Integral):
+        raise InvalidInputError(f"seed={seed!r} was given: give a whole number")
+
+
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise InvalidInputError naming the first tensor that holds a NaN or an infinity."""
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise InvalidInputError(f"{name} is on the meta device and holds no values: load the weights first")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise InvalidInputError(
@@ -315,6 +337,6 @@ def _left(remove: Remove | None) -> str:
 def _radius(radius: float | None, features: int) -> float:
     if radius is None:
         return math.sqrt(features)
-    if not (math.isfinite(radius) and radius > 0):
-        raise InvalidInputError(f"radius={radius} was asked: give the largest norm of an input, a positive number")
+    if not isinstance(radius, numbers.Real) or not (math.isfinite(radius) and radius > 0):
+        raise InvalidInputError(f"radius={radius!r} was asked: give the largest norm of an input, a positive number")
     return float(radius)

@@ -7,6 +7,7 @@ import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from coreprune.model.site import Inspection, Shape, Site, parameters_after
 
 __all__ = ["Remove", "allocate", "check_fraction", "draws_of", "matching", "widths"]
 
+T = TypeVar("T")
 Remove = float | Mapping[str, float]
 
 
@@ -160,7 +162,7 @@ def allocate(
     if kind != "error" and not within({site.name: 1 for site in sites}):
         least = parameters_after(weights, sites, {site.name: 1 for site in sites}) / dense
         raise InvalidInputError(
-            f"{kind}={asked!r} was asked, but one unit left in every site still costs {least:.2%} of the dense "
+            f"too little was left ({kind}={asked!r}): one unit left in every site still costs {least:.2%} of the dense "
             f"network: ask to remove at most {math.floor((1 - least) * 1000) / 1000}"
         )
     for _ in range(60):
@@ -220,7 +222,7 @@ def _limit(kind: str, asked: float | str, dense: float) -> float:
 
 def _exact(sites: Sequence[Site], units: Mapping[str, int]) -> dict[str, int]:
     kept: dict[str, int] = {}
-    for pattern, count in units.items():
+    for pattern, count in _exact_last(sites, units):
         for site in matching(sites, pattern):
             if not _whole(count) or not 1 <= count <= site.units:
                 raise InvalidInputError(
@@ -233,7 +235,7 @@ def _exact(sites: Sequence[Site], units: Mapping[str, int]) -> dict[str, int]:
 
 def _fractions(sites: Sequence[Site], remove: Mapping[str, float]) -> dict[str, int]:
     kept: dict[str, int] = {}
-    for pattern, fraction in remove.items():
+    for pattern, fraction in _exact_last(sites, remove):
         check_fraction(fraction)
         for site in matching(sites, pattern):
             kept[site.name] = max(1, site.units - round(site.units * fraction))
@@ -264,6 +266,12 @@ def _evenly(inspection: Inspection, sites: Sequence[Site], remove: float) -> dic
         middle = (low + high) / 2
         low, high = (middle, high) if size(middle) > target else (low, middle)
     return at(high)
+
+
+def _exact_last(sites: Sequence[Site], asked: Mapping[str, T]) -> list[tuple[str, T]]:
+    """What is asked of globs first and of names last, so that a name has the last word."""
+    names = {site.name for site in sites}
+    return sorted(asked.items(), key=lambda item: item[0] in names)
 
 
 def _whole(count: object) -> bool:

@@ -6,7 +6,7 @@ edits, and the same list cuts a live module, a state dict or a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,14 @@ class Cut:
         """Indices of the kept units, (k,) int64, ascending."""
         return self.coresets[0].indices
 
-    def edits(self, tensors: Mapping[str, Tensor]) -> list[Edit]:
+    def edits(self, tensors: Mapping[str, Tensor], made: Collection[str] = ()) -> list[Edit]:
         """The edits that carry the cut out.
 
         Args:
             tensors: the dense network's, by name; only the readers' weights are read.
+            made: biases that earlier edits make.
         """
-        own = [at for at in (self.site.incoming, self.site.bias) if at.tensor in tensors]
+        own = [at for at in (self.site.incoming, self.site.bias) if at.tensor in tensors or at.tensor in made]
         edits: list[Edit]
         turned = self.coresets[0].incoming
         if turned is None:
@@ -89,7 +90,10 @@ class Plan:
 
     def edits(self, tensors: Mapping[str, Tensor]) -> list[Edit]:
         """All tensor edits, in order, for the dense network's tensors."""
-        return [edit for cut in self.cuts for edit in cut.edits(tensors)]
+        edits: list[Edit] = []
+        for cut in self.cuts:
+            edits += cut.edits(tensors, {edit.tensor for edit in edits if isinstance(edit, Add)})
+        return edits
 
     @property
     def kept(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import click
 
@@ -11,6 +12,7 @@ from coreprune.cli.common import model_of, model_options, progress_bar
 from coreprune.errors import InvalidInputError
 from coreprune.priors.gaussian import Gaussian
 from coreprune.report.text import wrap
+from coreprune.result import read_structure
 
 __all__ = ["verify"]
 
@@ -51,7 +53,7 @@ def verify(
         checked = api.verify(
             network,
             out,
-            prior=None if mean is None and std is None else Gaussian(mean or 0.0, std),
+            prior=_prior(out, mean, std),
             radius=radius,
             box=_ends(box),
             samples=samples,
@@ -65,6 +67,15 @@ def verify(
     else:
         for line in checked.statements():
             click.echo("\n".join(wrap(f"- {line}")))
+
+
+def _prior(out: str, mean: float | None, std: float | None) -> Gaussian | None:
+    """The prior of the cut, with what the options say in place of its own; None if they say nothing."""
+    if mean is None and std is None:
+        return None
+    known = read_structure(out)["recipe"].get("prior_values")
+    prior = Gaussian.from_json(known) if known else Gaussian()
+    return replace(prior, mean=prior.mean if mean is None else mean, std=prior.std if std is None else std)
 
 
 def _ends(box: str | None) -> tuple[float, float] | None:

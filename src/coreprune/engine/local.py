@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune.errors import InvalidInputError
 from coreprune.maths.bounds import error_of_draws, total_sensitivity
 from coreprune.maths.certificate import chebyshev, relative_error
 from coreprune.maths.kernel import select
@@ -122,8 +123,13 @@ def curves(model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], r
             law = walk.law(layer, layer) if walk else measure(site, tensors)
             own = law.moments.covariance if law.own is None else law.own
             total = float(((layer.outgoing @ own) * layer.outgoing).sum())
+            if not total > 0:
+                raise InvalidInputError(
+                    f"what is read from {site.name} does not vary under the prior or data given, so no budget can be "
+                    "shared out by error: give a prior with a spread, more data, or units="
+                )
             path = select(replace(layer, law=law), 1)
-            result[site.name] = path.curve(site.units, total) / max(total, 1e-300)
+            result[site.name] = path.curve(site.units, total) / total
         walk = walk.beyond(layer, layer) if walk else None
         radius = image_radius(layer)
     return result

@@ -109,7 +109,7 @@ class Verification:
         for c in self.sites:
             close = "exactly" if c.exact else "under the Gaussian closure"
             lines.append(
-                f"site {c.site}, {c.units} -> {c.kept} units: for inputs drawn as {self.prior}, what is read from it "
+                f"site {c.site}, {c.units} -> {c.kept} units: for {self.prior}, what the units that stay read from it "
                 f"is off by {c.relative_error:.1%} of its spread in the root mean square ({close}), so no single "
                 f"output is off by more than {chebyshev(c.mean_square, self.delta):.3g} in over {self.delta:.0%} of "
                 f"them (Chebyshev); outputs spread by {c.spread:.3g}."
@@ -117,17 +117,18 @@ class Verification:
             if c.upper is not None and c.lower is not None:
                 lines.append(
                     f"site {c.site}, worst case: cutting it alone changes no output by more than {c.upper:.3g} for any "
-                    f"input in the {c.domain}, certain; {c.lower:.3g} was found there (ratio {c.ratio:.2f})."
+                    f"input in the {c.domain}, certain but for rounding at run time; {c.lower:.3g} was found there "
+                    f"(ratio {c.ratio:.2f})."
                 )
         if self.end_bound is not None:
             whole = f"the network before {self.tail}" if self.tail else "the whole network"
             lines.append(
                 f"{whole}, worst case: no output changes by more than {self.end_bound:.3g} for any input in "
-                f"the {self.domain}, certain."
+                f"the {self.domain}, certain but for rounding at run time."
             )
-        source = "the inputs given" if self.data_used else "inputs drawn from the prior"
+        source = "inputs that were given" if self.data_used else "inputs drawn from the prior"
         lines.append(
-            f"the whole network, on {self.samples:,} of {source}: the outputs are off by {self.end_measured:.1%} of "
+            f"the whole network, on {self.samples:,} {source}: the outputs are off by {self.end_measured:.1%} of "
             f"their spread ({self.end_predicted:.1%} was predicted), and with confidence {1 - self.delta:.0%} by more "
             f"than {self.exceed:.3g} at some output for at most {self.exceed_probability:.2%} of such inputs "
             "(Clopper-Pearson)."
@@ -275,6 +276,8 @@ def _measure(dense: nn.Module, small: nn.Module, x: Tensor, delta: float) -> tup
     """
     if len(x) < _FEWEST:
         raise InvalidInputError(f"{len(x)} inputs were given to measure on: give at least {_FEWEST}")
+    if not bool(torch.isfinite(x).all()):
+        raise InvalidInputError("the inputs hold NaN or infinite values: give finite inputs")
     modes = [(module, module.training) for model in (dense, small) for module in model.modules()]
     try:
         for module, _ in modes:

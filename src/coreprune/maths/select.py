@@ -77,13 +77,13 @@ def forward(
         k: units to keep.
         scale: factors on the units, (n,), so that D G D is factorised without being formed.
         ridge: added to the diagonal of D G D.
-        block: units added between two updates of the rest; default k/24, held between 16 and 112.
+        block: units added between two updates of the rest; default k/24, held between 16 and 256.
 
     Returns:
         The path, with its factor; units that explain nothing come last, in order of their index.
     """
     n = G.shape[0]
-    block = block or min(max(16, k // 24), 112)
+    block = block or min(max(16, k // 24), 256)
     D = torch.ones_like(G.diagonal()) if scale is None else scale
     L = G.new_zeros(k, n)
     order = torch.zeros(0, dtype=torch.int64, device=G.device)

@@ -104,4 +104,4 @@ def of_function(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 def _softplus(beta: float, threshold: float) -> Activation | None:
     """PyTorch's softplus turns linear where β·z exceeds the threshold; below 15 that jump is more than rounding."""
-    return activation("softplus", beta=beta) if threshold >= 15 else None
+    return activation("softplus", beta=beta) if threshold >= 15 and beta > 0 else None

@@ -132,12 +132,21 @@ class Inspection:
 def parameters_after(shapes: Mapping[str, Shape], sites: Iterable[Site], kept: Mapping[str, int]) -> int:
     """Number of entries of all tensors once each named site has only `kept[site.name]` units.
 
+    Readers without a bias are taken to get one when their site is cut, as the constant of the removed units asks.
+
     Args:
         shapes: tensors of the dense network.
         sites: those that may be cut.
         kept: units kept, by site name; sites that are not named stay whole.
     """
     now = {name: list(shape) for name, shape in shapes.items()}
+    sites = tuple(sites)
+    for site in sites:
+        if 0 < kept.get(site.name, site.units) < site.units:  # the constant of what goes may need a bias
+            for reader in site.readers:
+                now.setdefault(
+                    reader.bias, [shapes[reader.weight.tensor][0]] if reader.weight.tensor in shapes else [0]
+                )
     for site in sites:
         removed = site.units - kept.get(site.name, site.units)
         for at in site.locations:

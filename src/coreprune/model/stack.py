@@ -106,8 +106,8 @@ def _chain(model: nn.Module) -> list[fx.Node]:
         users = [user for user in before.users if not _is_size(user)]
         if users != [node] or [source for source in node.all_input_nodes if not _is_size(source)] != [before]:
             raise UnsupportedModelError(
-                f"{type(model).__name__} is not a stack: the result of '{_path(before)}' is used by "
-                f"{len(users)} later steps or joined with others at '{_path(node)}'"
+                f"{type(model).__name__} is not a stack: what '{_path(before)}' gives does not go to one next step "
+                f"alone, or '{_path(node)}' takes something else too"
             )
     if nodes[-1].op != "output" or not isinstance(nodes[-1].args[0], fx.Node):
         raise UnsupportedModelError(f"{type(model).__name__} does not return one tensor, as a stack does")
@@ -220,8 +220,9 @@ def _check_inputs(model: nn.Module, features: int, example_inputs: Tensor | None
             model(example_inputs)
     except (RuntimeError, IndexError) as error:
         raise InvalidInputError(
-            f"example_inputs of shape {tuple(example_inputs.shape)} do not fit the model, whose first Linear layer "
-            f"reads {features} features: pass one batch as the model takes it"
+            f"example_inputs of shape {tuple(example_inputs.shape)} and {example_inputs.dtype} do not fit the model "
+            f"({_first_line(error)}): pass one batch as the model takes it; its first Linear layer reads {features} "
+            "features"
         ) from error
     finally:
         for module, training in modes:

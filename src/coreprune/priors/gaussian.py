@@ -116,7 +116,10 @@ class Propagation:
 
 
 def _vector(value: float | Tensor, features: int, what: str) -> Tensor:
-    vector = torch.as_tensor(value, dtype=torch.float64).detach().cpu().flatten()
+    try:
+        vector = torch.as_tensor(value, dtype=torch.float64).detach().cpu().flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"the prior's {what} is {value!r}: give a number, or one for every feature") from error
     if vector.numel() not in {1, features}:
         raise InvalidInputError(
             f"the prior's {what} has {vector.numel()} entries, but the network reads {features} features: "
