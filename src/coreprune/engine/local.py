@@ -84,24 +84,31 @@ def decide(
             request.progress(i, len(found.chain), site.name)
         dense = layer_at(site, tensors, radius)
         layer = layer_at(site, now, radius) if cuts else dense
-        after = layer
+        after, beyond = layer, None
         if site.name in names and (site.name in request.draws or widths.get(site.name, site.units) < site.units):
-            law = walk.law(dense, layer) if walk else measure(site, now)
+            law = None
+            if walk is None:
+                law = measure(site, now)
+            elif request.method.law or request.reweight:
+                law = walk.law(dense, layer)
             coreset = _coreset(replace(layer, law=law), site, widths, request)
             cut = Cut(site, tuple(coreset for _ in site.readers))
             now |= edited(cut.edits(now), now)
             after = layer_at(site, now, radius)
-            known = {"domain": "unknown: what comes before is not followed", "radius": None}
+            known: dict[str, Any] = {"domain": "unknown: what comes before is not followed", "radius": None}
             if not assumed:
                 known = _theorem(layer, coreset, request.draws.get(site.name), request.method.name)
             if walk:
-                outputs = walk.beyond(dense, after).inputs.linear(*readers_at(site, tensors), *readers_at(site, now))
+                beyond = walk.beyond(dense, after)
+                outputs = beyond.inputs.linear(*readers_at(site, tensors), *readers_at(site, now))
+                known |= {"truncation": beyond.inputs.truncation}
                 errors = difference_energy(outputs), outputs.overall()[1].diagonal()[: outputs.split]
             else:
+                assert law is not None
                 errors = residual_energy(dense.outgoing, law, coreset)
-            known |= {"truncation": law.moments.truncation} | _mean_square(*errors)
+            known |= _mean_square(*errors)
             cuts.append(replace(cut, evidence=known))
-        walk = walk.beyond(dense, after) if walk else None
+        walk = beyond or (walk.beyond(dense, after) if walk else None)
         radius = max(image_radius(layer), image_radius(after))
     if request.progress:
         request.progress(len(found.chain), len(found.chain), "")

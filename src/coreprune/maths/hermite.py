@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coreprune.maths.activation import Activation, Spline
@@ -162,6 +164,13 @@ def _hermite_functions(z: Tensor, terms: int) -> Tensor:
     return torch.stack(columns[: terms + 1], 1)
 
 
+@cache
+def _legendre() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Nodes and weights of Gauss–Legendre quadrature on [−1, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    return nodes, weights
+
+
 def _panels(phi: Activation, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes z and weights (pdf included), (n, nodes): Gauss–Legendre between the points where φ bends or breaks.
 
@@ -172,9 +181,7 @@ def _panels(phi: Activation, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]
     bend = () if phi.spline is not None else tuple(phi.scale * b for b in _BEND)
     own = [_standardised(t, mean, std).clamp(-_REACH, _REACH) for t in sorted({*phi.knots, *bend})]
     ends = torch.stack([*even.expand(mean.numel(), -1).unbind(1), *own], 1).sort(1).values
-    at, by = np.polynomial.legendre.leggauss(_NODES)
-    nodes = torch.as_tensor(at, dtype=mean.dtype, device=mean.device)
-    weights = torch.as_tensor(by, dtype=mean.dtype, device=mean.device)
+    nodes, weights = (torch.from_numpy(array).to(mean) for array in _legendre())
     half, middle = (ends[:, 1:] - ends[:, :-1]) / 2, (ends[:, 1:] + ends[:, :-1]) / 2
     z = (middle[..., None] + half[..., None] * nodes).flatten(1)
     pdf = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
