@@ -77,7 +77,7 @@ class Pruned:
             write_json(draft / "structure.json", "structure", FORMAT, self._structure(state))
 
     def _structure(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        changed = {edit.rpartition(".")[0] for cut in self.plan.cuts for edit in _touched(cut)}
+        changed = {at.tensor.rpartition(".")[0] for cut in self.plan.cuts for at in cut.site.locations}
         return {
             "recipe": dict(self.plan.recipe),
             "size": {
@@ -93,10 +93,6 @@ class Pruned:
                 for cut in self.plan.cuts
             ],
         }
-
-
-def _touched(cut: Any) -> list[str]:
-    return [at.tensor for at in cut.site.locations]
 
 
 def _turned(claims: Mapping[str, Coreset]) -> dict[str, Tensor]:

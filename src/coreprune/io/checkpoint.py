@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -57,8 +56,3 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(whole, str(path), metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot write {path} ({error}): make room or choose another place") from error
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite (integers always are finite)."""
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -152,11 +153,4 @@ def parameters_after(shapes: Mapping[str, Shape], sites: Iterable[Site], kept: M
         for at in site.locations:
             if at.tensor in now:
                 now[at.tensor][at.axis] -= removed * at.span
-    return sum(_product(shape) for shape in now.values())
-
-
-def _product(shape: Iterable[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+    return sum(math.prod(shape) for shape in now.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -107,7 +108,7 @@ def _notes(plan: Plan) -> list[str]:
 
 def inspection_text(found: Inspection) -> str:
     """Every site with its units and what it governs, and every refusal with its reason."""
-    total = sum(_size(shape) for shape in found.shapes.values())
+    total = sum(math.prod(shape) for shape in found.shapes.values())
     rows = [
         [
             site.name,
@@ -122,10 +123,3 @@ def inspection_text(found: Inspection) -> str:
     text = table(["site", "kind", "units", "activation", "read by", "governs"], rows) if rows else "no site"
     refused = [f"stays whole: {refusal.name}: {refusal.reason}" for refusal in found.refused]
     return "\n".join([text, *refused, f"{total:,} parameters"])
-
-
-def _size(shape: Sequence[int]) -> int:
-    total = 1
-    for axis in shape:
-        total *= axis
-    return total
