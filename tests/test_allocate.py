@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import pairwise, product
 
 import pytest
 import torch
 from helpers import lenet_like, seeded
+from test_budget import blocks
 from torch import Tensor, nn
 
 import coreprune as cp
@@ -231,3 +233,74 @@ def test_what_is_no_number_is_refused(asked):
 def test_unknown_sites_are_refused():
     with pytest.raises(UnknownNameError, match="'x'"):
         allocate(FOUND, curves(0), {"params": "50%"}, ignore=["x"])
+
+
+NET = blocks(24, 24, 16, 24)
+WHOLE = parameters_after(NET.shapes, [], {})
+
+
+def left(kept: dict[str, int]) -> int:
+    return parameters_after(NET.shapes, NET.sites, kept)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("percent", [60, 70, 90])
+def test_uniform_widths_are_the_best_of_their_kind(seed, percent):
+    """Alike blocks get one width; no other such network of 85 % of the budget is better."""
+    by, limit = curves(seed, NET), percent / 100 * WHOLE
+    kept = allocate(NET, by, {"params": limit}, uniform=True, ignore=["*.v"])
+    assert set(kept) == {f"layer.{i}.up" for i in range(4)}
+    assert kept["layer.0.up"] == kept["layer.1.up"] == kept["layer.3.up"]
+    assert left(kept) <= limit
+
+    def same(a: int, b: int) -> dict[str, int]:
+        return {f"layer.{i}.up": b if i == 2 else a for i in range(4)}
+
+    best = min(error(same(a, b), by) for a in range(1, 25) for b in range(1, 17) if left(same(a, b)) <= 0.85 * limit)
+    assert error(kept, by) <= best + 1e-12
+    freely = allocate(NET, by, {"params": limit}, ignore=["*.v"])
+    assert len({freely[f"layer.{i}.up"] for i in (0, 1, 3)}) > 1  # what uniform= has changed
+
+
+@pytest.mark.parametrize("round_to", [2, 5, 8])
+@pytest.mark.parametrize("budget", [{"params": "70%"}, {"flops": "70%"}, {"error": 0.3}], ids=str)
+def test_rounded_widths(round_to, budget):
+    by = curves(0, NET)
+    kept = allocate(NET, by, budget, round_to=round_to)
+    for site in NET.sites:
+        k = kept[site.name]
+        assert k == site.units or (k % round_to == 0 and k >= round_to)
+    assert any(kept[site.name] < site.units for site in NET.sites)
+    if "params" in budget:
+        assert 0.5 * WHOLE <= left(kept) <= 0.7 * WHOLE
+    if "error" in budget:
+        assert math.sqrt(error(kept, by)) <= 0.3
+    uniform = allocate(NET, by, budget, round_to=round_to, uniform=True)
+    assert len({uniform[f"layer.{i}.up"] for i in (0, 1, 3)}) == 1
+
+
+def test_rounded_budget_that_cannot_be_met():
+    with pytest.raises(InvalidInputError, match="8 units left in every site"):
+        allocate(NET, curves(0, NET), {"params": "40%"}, round_to=8)
+
+
+def test_kinds_that_are_not_named_stay_whole():
+    kept = allocate(NET, curves(0, NET), {"params": "70%"}, kinds=["linear"])
+    assert set(kept) == {f"layer.{i}.up" for i in range(4)}
+    assert left(kept) <= 0.7 * WHOLE
+
+
+def test_multiply_adds_do_not_count_the_biases_that_cuts_make():
+    kept = allocate(NET, curves(3, NET), {"flops": "60%"})
+    weights = {name: shape for name, shape in NET.shapes.items() if len(shape) == 2}
+    after = parameters_after({**weights, **{f"layer.{i}.down.bias": () for i in range(4)}}, NET.sites, kept) - 4
+    assert 0.57 * parameters_after(weights, [], {}) <= after <= 0.6 * parameters_after(weights, [], {})
+
+
+def test_a_hundred_blocks_are_planned_in_seconds():
+    found = blocks(*[512] * 100, width=256)
+    start = time.perf_counter()
+    kept = allocate(found, curves(0, found), {"params": "50%"})
+    assert time.perf_counter() - start < 5
+    dense = parameters_after(found.shapes, [], {})
+    assert 0.499 * dense <= parameters_after(found.shapes, found.sites, kept) <= 0.5 * dense

@@ -3,58 +3,61 @@
 from __future__ import annotations
 
 import copy
-import math
 import numbers
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
-from coreprune.engine.local import Progress, Request, curves, decide
+from coreprune.budget import Remove
+from coreprune.engine.equivalence import require
+from coreprune.engine.local import Progress
 from coreprune.engine.verify import Verification, certify
-from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.errors import InvalidInputError
 from coreprune.maths.domain import Ball, Box
-from coreprune.maths.methods import method as method_named
+from coreprune.model.capture import rebuilt
+from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
-from coreprune.model.stack import discover
 from coreprune.plan import Plan
+from coreprune.planning import Wish, decided, radius_of, tensors_of
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 from coreprune.result import Pruned, load, read_claims, read_structure
-from coreprune.surgery.apply import install, spared_copy
+from coreprune.surgery.apply import install, size, spared_copy
+from coreprune.surgery.attributes import follow
 from coreprune.surgery.edits import edited
 
 __all__ = ["apply", "inspect", "plan", "prune", "verify"]
 
 
-def inspect(model: nn.Module, example_inputs: Tensor | None = None) -> Inspection:
+def inspect(model: nn.Module, example_inputs: Any = None, *, capture: str = "auto") -> Inspection:
     """What can shrink, and what cannot and why.
 
     Args:
-        model: a stack of Linear layers and elementwise activations.
-        example_inputs: one batch as the model takes it, (batch, …).
+        model: any network; weights may be on the meta device.
+        example_inputs: one batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword
+            arguments. A stack of Linear layers and activations needs none.
+        capture: "export" for the whole forward pass, "blocks" for its submodules one by one, "auto" for what works.
 
     Returns:
         The sites in forward order and the refusals.
 
     Raises:
-        InvalidInputError, UnsupportedModelError: see `coreprune.model.stack.discover`.
+        InvalidInputError: see `coreprune.model.discover.discover`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> [(site.name, site.units) for site in inspect(net).sites]
         [('0', 8)]
     """
-    return discover(model, example_inputs)
+    return discover(model, example_inputs, capture)
 
 
 def plan(
     model: nn.Module,
-    example_inputs: Tensor | None = None,
+    example_inputs: Any = None,
     *,
     remove: Remove | None = None,
     units: Mapping[str, int] | None = None,
@@ -66,14 +69,19 @@ def plan(
     reweight: bool = False,
     ignore: Iterable[str] = (),
     radius: float | None = None,
+    kinds: Iterable[str] | None = None,
+    uniform: bool = False,
+    round_to: int | None = None,
+    capture: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """Decide which units go and what stands for them; nothing is changed.
 
     Args:
-        model: a stack of Linear layers and elementwise activations.
-        example_inputs: one batch as the model takes it, (batch, …).
+        model: any network.
+        example_inputs: one batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword
+            arguments. A stack of Linear layers and activations needs none.
         remove: fraction of all parameters to remove, in [0, 1); or a fraction of units by site.
         units: exact numbers of units to keep, by site name or glob.
         budget: ``{"params": 6e4 | "60%"}``, or the same with ``flops``, ``bytes``; or ``{"error": 0.05}``,
@@ -85,7 +93,11 @@ def plan(
         reweight: give the units that another method chose their least-squares weights under the prior.
         ignore: sites to leave whole, by name, glob or ``re:``.
         radius: β, the largest ‖x‖ that the worst-case statements speak of; default √d for d input
-            features, the norm of an input whose features are all 1.
+            features, the norm of an input whose features are all 1. Only for stacks.
+        kinds: of sites to cut: linear, gated, conv, residual, heads, experts, embedding; default all.
+        uniform: one width for sites that are alike but for their block's number.
+        round_to: keep multiples of this many units.
+        capture: see `inspect`.
         seed: decides every random choice.
         progress: called with (done, all, name) before each site.
 
@@ -101,60 +113,23 @@ def plan(
         >>> plan(net, units={"0": 3}).kept
         {'0': 3}
     """
-    ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-    _check_request(remove, units, budget, draws, prior, data, seed)
-    chosen = method_named(method)
-    found = discover(model, example_inputs)
-    if not found.sites:
-        reasons = "; ".join(f"{r.name}: {r.reason}" for r in found.refused)
-        raise UnsupportedModelError(f"{type(model).__name__} has no layer that can be cut ({reasons})")
-    if draws is not None and method != "sampling":
-        raise InvalidInputError(f"draws= was asked of method={method!r}: only 'sampling' draws, so use units=")
-    if prior is not None and data is not None:
-        raise InvalidInputError("both prior= and data= were given: give one of them")
-    tensors = model.state_dict()
-    check_finite(tensors)
-    law = Data(data) if data is not None else prior if prior is not None else Gaussian()
-    beta = _radius(radius, found.features)
-    request = Request(chosen, law, beta, seed, reweight, {}, progress)
-    asked = (remove, units, budget)
-    if sum(one is not None for one in asked) + (draws is not None and asked == (None, None, None)) != 1:
-        raise InvalidInputError(
-            "say one of remove= (a fraction), units= (exact widths) and budget=, not several or none"
-        )
-    kept: dict[str, int] = {}
-    if budget is not None or (isinstance(remove, numbers.Real) and float(remove) > 0 and chosen.law):
-        left = budget if budget is not None else {"params": _left(remove)}
-        item = next(iter(tensors.values())).element_size()
-        kept = allocate(found, curves(model, found, tensors, request), left, ignore=ignore, itemsize=item)
-    elif asked != (None, None, None):
-        kept = widths(found, remove=remove, units=units, ignore=ignore)
-    drawn = draws_of(found, draws or {}, kept, ignore)
-    cuts = decide(model, found, tensors, kept, replace(request, draws=drawn))
-    recipe = {
-        "method": method,
-        "reweight": reweight,
-        "remove": dict(remove) if isinstance(remove, Mapping) else remove,
-        "units": None if units is None else dict(units),
-        "budget": None if budget is None else dict(budget),
-        "draws": drawn or None,
-        "ignore": list(ignore),
-        "radius": beta,
-        "radius_from": "given" if radius is not None else f"√d for d = {found.features} input features",
-        "seed": seed,
-        "prior": law.named(found.features, beta),
-        "prior_values": law.to_json() if isinstance(law, Gaussian) else None,
-        "data_used": law.data_used,
-    }
-    return Plan(cuts, recipe, found.shapes)
+    wish = Wish(
+        remove, units, budget, draws, method, prior, data, reweight, ignore, radius, kinds, uniform, round_to, capture,
+        seed, progress,
+    )  # fmt: skip
+    return decided(model, discover(model, example_inputs, capture), example_inputs, wish)
 
 
-def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> Pruned:
+def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> Pruned:
     """Cut a network as planned.
+
+    A network that is no stack is captured once more, and what was cut is compared in float64 with the dense
+    network in which every removed unit is replaced by what stands for it.
 
     Args:
         model: the network the plan was made for.
         plan: the decisions.
+        example_inputs: one batch to compare on; default inputs of the shapes that the plan was made with.
         inplace: change `model` itself; otherwise it is not touched.
 
     Returns:
@@ -162,6 +137,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> Pruned:
 
     Raises:
         CheckpointError: the plan was made for other tensors; nothing is changed.
+        UnsupportedModelError: the network's code cannot do with the new widths; nothing is changed.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -172,18 +148,39 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> Pruned:
           (2): Linear(in_features=3, out_features=2, bias=True)
         )
     """
-    state = model.state_dict()
-    plan.check({name: tuple(tensor.shape) for name, tensor in state.items()})
-    changed = edited(plan.edits(state), state)
-    small = model if inplace else spared_copy(model, changed)
-    before = sum(t.numel() for t in state.values()), sum(t.numel() * t.element_size() for t in state.values())
-    install(small, changed)
-    return Pruned(small, plan, *before)
+    found = None
+    if plan.recipe.get("inputs") is not None or example_inputs is not None:
+        inputs = example_inputs if example_inputs is not None else rebuilt(plan.recipe["inputs"])
+        found = discover(model, inputs, plan.recipe.get("capture", "auto"))
+    return _applied(model, plan, found, inplace)
+
+
+def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bool) -> Pruned:
+    """`apply` with the graphs at hand."""
+    tensors = tensors_of(model)
+    plan.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    followed = follow(model, plan.cuts)
+    before = size(model)
+    if found is None or not found.graphs:
+        changed = edited(plan.edits(tensors), tensors)
+        small = model if inplace else spared_copy(model, changed)
+        install(small, changed, followed)
+        return Pruned(small, plan, *before, tuple(followed))
+    exact = edited(plan.edits(tensors), tensors, dtype=torch.float64)
+    kinds = {name: tensors[name].dtype if name in tensors else next(iter(tensors.values())).dtype for name in exact}
+    changed = {name: tensor.to(kinds[name]) for name, tensor in exact.items()}
+    small = spared_copy(model, changed)
+    install(small, changed, followed)
+    require(model, small, found, plan, exact)
+    if inplace:
+        install(model, changed, followed)
+        small = model
+    return Pruned(small, plan, *before, tuple(followed))
 
 
 def prune(
     model: nn.Module,
-    example_inputs: Tensor | None = None,
+    example_inputs: Any = None,
     *,
     remove: Remove | None = None,
     units: Mapping[str, int] | None = None,
@@ -195,6 +192,10 @@ def prune(
     reweight: bool = False,
     ignore: Iterable[str] = (),
     radius: float | None = None,
+    kinds: Iterable[str] | None = None,
+    uniform: bool = False,
+    round_to: int | None = None,
+    capture: str = "auto",
     seed: int = 0,
     inplace: bool = False,
     progress: Progress | None = None,
@@ -206,23 +207,12 @@ def prune(
         >>> prune(net, remove=0.5).parameters <= 0.5 * 58
         True
     """
-    decided = plan(
-        model,
-        example_inputs,
-        remove=remove,
-        units=units,
-        budget=budget,
-        draws=draws,
-        method=method,
-        prior=prior,
-        data=data,
-        reweight=reweight,
-        ignore=ignore,
-        radius=radius,
-        seed=seed,
-        progress=progress,
-    )
-    return apply(model, decided, inplace=inplace)
+    wish = Wish(
+        remove, units, budget, draws, method, prior, data, reweight, ignore, radius, kinds, uniform, round_to, capture,
+        seed, progress,
+    )  # fmt: skip
+    found = discover(model, example_inputs, capture)
+    return _applied(model, decided(model, found, example_inputs, wish), found, inplace)
 
 
 def verify(
@@ -273,7 +263,7 @@ def verify(
     recipe = small.plan.recipe if isinstance(small, Pruned) else read_structure(small)["recipe"]
     if prior is None and recipe.get("prior_values"):
         prior = Gaussian.from_json(recipe["prior_values"])
-    domain: Ball | Box = Ball(_radius(radius if radius is not None else recipe.get("radius"), found.features))
+    domain: Ball | Box = Ball(radius_of(radius if radius is not None else recipe.get("radius"), found.features))
     if box is not None:
         if not (isinstance(box, tuple) and len(box) == 2 and all(isinstance(end, numbers.Real) for end in box)):
             raise InvalidInputError(f"box={box!r} was given: give the lowest and the highest value, such as (0, 1)")
@@ -296,47 +286,3 @@ def verify(
         seed=seed,
         progress=progress,
     )
-
-
-def _check_request(
-    remove: object, units: object, budget: object, draws: object, prior: object, data: object, seed: object
-) -> None:
-    """Raise InvalidInputError if an argument is of a kind that cannot be meant."""
-    for name, value in (("units", units), ("budget", budget), ("draws", draws)):
-        if value is not None and not (isinstance(value, Mapping) and value and all(isinstance(k, str) for k in value)):
-            raise InvalidInputError(f"{name}={value!r} was asked: give a dict with names as keys, such as {{'0': 150}}")
-    if isinstance(remove, Mapping) and not (remove and all(isinstance(k, str) for k in remove)):
-        raise InvalidInputError(f"remove={remove!r} was asked: give a fraction, or a dict with sites as keys")
-    if prior is not None and not isinstance(prior, (Gaussian, Data)):
-        raise InvalidInputError(f"prior={prior!r} was given: give a coreprune.Gaussian or a coreprune.Data")
-    if data is not None and not isinstance(data, Iterable):
-        raise InvalidInputError(f"data={data!r} was given: give a loader, or a list of batches")
-    if not isinstance(seed, numbers.Integral):
-        raise InvalidInputError(f"seed={seed!r} was given: give a whole number")
-
-
-def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise InvalidInputError naming the first tensor that holds a NaN or an infinity."""
-    for name, tensor in tensors.items():
-        if tensor.is_meta:
-            raise InvalidInputError(f"{name} is on the meta device and holds no values: load the weights first")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise InvalidInputError(
-                f"{name} holds {bad} values that are NaN or infinite: nothing can be said of such a network, mend it"
-            )
-
-
-def _left(remove: Remove | None) -> str:
-    """A fraction of parameters to remove as the share that may be left."""
-    assert isinstance(remove, numbers.Real)
-    check_fraction(float(remove))
-    return f"{100 * (1 - float(remove))!r}%"
-
-
-def _radius(radius: float | None, features: int) -> float:
-    if radius is None:
-        return math.sqrt(features)
-    if not isinstance(radius, numbers.Real) or not (math.isfinite(radius) and radius > 0):
-        raise InvalidInputError(f"radius={radius!r} was asked: give the largest norm of an input, a positive number")
-    return float(radius)

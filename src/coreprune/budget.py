@@ -4,42 +4,25 @@ from __future__ import annotations
 
 import math
 import numbers
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from coreprune.errors import InvalidInputError, UnknownNameError
-from coreprune.model.site import Inspection, Shape, Site, parameters_after
+from coreprune.errors import InvalidInputError
+from coreprune.maths.hull import Curve
+from coreprune.model.groups import KINDS, Uniform, agree, alike, chosen, matching
+from coreprune.model.site import Inspection, Site, parameters_after
+from coreprune.model.size import Size
 
-__all__ = ["Remove", "allocate", "check_fraction", "draws_of", "matching", "widths"]
+__all__ = ["KINDS", "Remove", "Uniform", "alike", "allocate", "check_fraction", "draws_of", "matching", "widths"]
 
 T = TypeVar("T")
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Remove = float | Mapping[str, float]
-
-
-def matching(sites: Sequence[Site], pattern: str) -> list[Site]:
-    """The sites that a name, a glob or a ``re:`` pattern means.
-
-    Raises:
-        UnknownNameError: it means none.
-    """
-    if pattern.startswith("re:"):
-        try:
-            found = [site for site in sites if re.search(pattern[3:], site.name)]
-        except re.error as error:
-            raise InvalidInputError(
-                f"{pattern!r} is not a regular expression ({error}): mend it, or use a glob"
-            ) from error
-    else:
-        found = [site for site in sites if fnmatchcase(site.name, pattern)]
-    if not found:
-        names = ", ".join(site.name for site in sites) or "none"
-        raise UnknownNameError(f"no site matches {pattern!r}; the sites are: {names}")
-    return found
 
 
 def widths(
@@ -48,6 +31,9 @@ def widths(
     remove: Remove | None = None,
     units: Mapping[str, int] | None = None,
     ignore: Iterable[str] = (),
+    kinds: Collection[str] | None = None,
+    uniform: Uniform = False,
+    round_to: int | None = None,
 ) -> dict[str, int]:
     """Units to keep, for every site that shrinks.
 
@@ -57,6 +43,9 @@ def widths(
             of units. A number is shared out as one fraction of units, the same for every site.
         units: exact numbers to keep, by site name or glob; the sites not named stay whole.
         ignore: sites to leave whole.
+        kinds: what kinds of sites to cut, of `KINDS`; None for all.
+        uniform: give alike sites one width, or the groups of names that get one width each.
+        round_to: keep multiples of this many units, the nearest; what has fewer stays whole.
 
     Returns:
         site name → units kept.
@@ -67,15 +56,21 @@ def widths(
     """
     if (remove is None) == (units is None):
         raise InvalidInputError("say either remove= (a fraction) or units= (exact widths), not both and not neither")
-    ignored = {site.name for pattern in ignore for site in matching(inspection.sites, pattern)}
-    sites = [site for site in inspection.sites if site.name not in ignored]
+    if units is not None and round_to is not None:
+        raise InvalidInputError("round_to= was asked with units=, which are exact widths: give one of them")
+    _check_round(round_to)
+    sites, groups = chosen(inspection, ignore, kinds, uniform)
     if units is not None:
-        return _exact(sites, units)
-    if isinstance(remove, Mapping):
-        return _fractions(sites, remove)
-    assert remove is not None
-    check_fraction(remove)
-    return _evenly(inspection, sites, remove)
+        kept = _exact(sites, units)
+    elif isinstance(remove, Mapping):
+        kept = _fractions(sites, remove, round_to)
+    else:
+        assert remove is not None
+        check_fraction(remove)
+        return _evenly(inspection, groups, remove, round_to)
+    for group in groups:
+        agree(group, kept)
+    return kept
 
 
 def draws_of(
@@ -107,11 +102,15 @@ def allocate(
     *,
     ignore: Iterable[str] = (),
     itemsize: int = 4,
+    kinds: Collection[str] | None = None,
+    uniform: Uniform = False,
+    round_to: int | None = None,
 ) -> dict[str, int]:
     """Units to keep so that the summed error of all sites is least for what the network may cost.
 
     One Lagrangian over the error curves: each site keeps argmin_k err(k) + λ·cost·k, with the cost of a
-    unit taken at the widths of its neighbours, and λ is found by bisection.
+    unit taken at the widths of its neighbours, and λ is found by bisection. Sites that get one width
+    have one curve, the sum of theirs.
 
     Args:
         inspection: the sites.
@@ -119,8 +118,8 @@ def allocate(
         budget: one of ``params``, ``flops`` (per input), ``bytes``: the most that may be left, as a number
             or as "60%" of the dense network's; or ``error``: the largest √(Σ err), the relative root
             mean square error if the sites' errors add up.
-        ignore: sites to leave whole.
         itemsize: bytes per entry.
+        ignore: sites to leave whole; this and the rest as in `widths`.
 
     Raises:
         InvalidInputError: a budget that is not known or cannot be met.
@@ -130,81 +129,79 @@ def allocate(
             f"the budget {dict(budget)} has {len(budget)} entries: give one of params, flops, bytes, error"
         )
     ((kind, asked),) = budget.items()
-    ignored = {site.name for pattern in ignore for site in matching(inspection.sites, pattern)}
-    sites = [site for site in inspection.sites if site.name not in ignored]
-    weights = _cost_shapes(inspection, kind)
-    dense = parameters_after(weights, [], {})
-    scale = {"params": 1, "bytes": itemsize, "flops": 2, "error": 1}[kind]
+    scales = {"params": 1, "flops": 2, "bytes": itemsize, "error": 1}
+    if kind not in scales:
+        raise InvalidInputError(f"a budget of {kind!r} is not known: give one of {', '.join(scales)}")
+    scale = scales[kind]
+    _check_round(round_to)
+    _, groups = chosen(inspection, ignore, kinds, uniform)
+    counted = {name: shape for name, shape in inspection.shapes.items() if kind != "flops" or len(shape) >= 2}
+    size = Size(counted, groups, biases=kind != "flops")  # of multiply-adds, only the matrices make some
+    dense = parameters_after(counted, [], {})
     limit = _limit(kind, asked, dense * scale)
+    by = [_curve(group, curves, round_to) for group in groups]
 
-    def at(log_price: float) -> dict[str, int]:
-        kept = {site.name: site.units for site in sites}
+    def at(log_price: float) -> Ints:
+        kept = size.units
         for _ in range(6):  # the cost of a unit depends on its neighbours' widths
-            now = parameters_after(weights, sites, kept)
-            each = {
-                site.name: now - parameters_after(weights, sites, kept | {site.name: kept[site.name] - 1})
-                for site in sites
-            }
-            new = {
-                site.name: _cheapest(curves[site.name], math.exp(log_price) * each[site.name] / dense) for site in sites
-            }
-            if new == kept:
+            each = -size.moved(kept, -1)
+            prices = math.exp(log_price) * each / dense
+            new = np.array([curve.cheapest(p) for curve, p in zip(by, prices, strict=True)], dtype=np.int64)
+            if (new == kept).all():
                 break
             kept = new
         return kept
 
-    def within(kept: Mapping[str, int]) -> bool:
+    def within(kept: Ints) -> bool:
         if kind == "error":
-            return math.sqrt(sum(float(curves[name][k]) for name, k in kept.items())) <= limit
-        return parameters_after(weights, sites, kept) * scale <= limit
+            return math.sqrt(sum(curve.at(k) for curve, k in zip(by, kept.tolist(), strict=True))) <= limit
+        return size(kept) * scale <= limit
 
     low, high = -40.0, 40.0  # log prices; the network shrinks as the price rises
-    if kind != "error" and not within({site.name: 1 for site in sites}):
-        least = parameters_after(weights, sites, {site.name: 1 for site in sites}) / dense
+    least = np.array([curve.choices[0] for curve in by], dtype=np.int64)
+    if kind != "error" and not within(least):
+        left = size(least) / dense
         raise InvalidInputError(
-            f"too little was left ({kind}={asked!r}): one unit left in every site still costs {least:.2%} of the dense "
-            f"network: ask to remove at most {math.floor((1 - least) * 1000) / 1000}"
+            f"too little was left ({kind}={asked!r}): {_units(round_to)} left in every site still costs {left:.2%} "
+            f"of the dense network: ask to remove at most {math.floor((1 - left) * 1000) / 1000}"
         )
     for _ in range(60):
         middle = (low + high) / 2
         fits = within(at(middle))
         low, high = (middle, high) if fits == (kind == "error") else (low, middle)
-    return at(low) if kind == "error" else _fill(at(high), sites, curves, within)
+    kept = at(low) if kind == "error" else _fill(at(high), by, size, limit / scale)
+    return {site.name: k for group, k in zip(groups, kept.tolist(), strict=True) for site in group}
 
 
-def _fill(
-    kept: dict[str, int],
-    sites: Sequence[Site],
-    curves: Mapping[str, Tensor],
-    within: Callable[[Mapping[str, int]], bool],
-) -> dict[str, int]:
+def _curve(group: Sequence[Site], curves: Mapping[str, Tensor], round_to: int | None) -> Curve:
+    """The summed error of sites that get one width."""
+    choices = _choices(group[0].units, round_to)
+    total: NDArray[np.float64] = sum(curves[site.name].double() for site in group).numpy()  # type: ignore[union-attr]
+    return Curve.of(choices, total[choices])
+
+
+def _fill(kept: Ints, by: Sequence[Curve], size: Size, limit: float) -> Ints:
     """Spend what the Lagrangian leaves over (it sees only the convex hull of the curves): the best step that fits."""
-    step = max(1, max(site.units for site in sites) // 16)
+    at = [curve.index(k) for curve, k in zip(by, kept, strict=True)]
+    ends = [len(curve.choices) - 1 for curve in by]
+    step = max(1, (max(ends, default=0) + 1) // 16)
     while step:
+        wider = np.array(
+            [curve.choices[min(i + step, end)] for curve, i, end in zip(by, at, ends, strict=True)], dtype=np.int64
+        )
+        fits = size(kept) + size.moved(kept, wider - kept) <= limit
         gains = [
-            (float(curves[site.name][k] - curves[site.name][k + step]), site.name)
-            for site in sites
-            if (k := kept[site.name]) + step <= site.units and within(kept | {site.name: k + step})
+            (float(curve.errors[i] - curve.errors[i + step]), g)
+            for g, (curve, i, end) in enumerate(zip(by, at, ends, strict=True))
+            if i + step <= end and fits[g]
         ]
-        if gains and max(gains)[0] > 0:
-            best = max(gains)[1]
-            kept = kept | {best: kept[best] + step}
+        gain, best = max(gains, default=(0.0, 0))
+        if gain > 0:
+            at[best] += step
+            kept = np.where(np.arange(len(kept)) == best, wider, kept)
         else:
             step //= 2
     return kept
-
-
-def _cheapest(curve: Tensor, price: float) -> int:
-    """argmin_{1 ≤ k ≤ n} err(k) + price·k."""
-    units = torch.arange(1, curve.numel(), dtype=curve.dtype)
-    return 1 + int((curve[1:] + price * units).argmin())
-
-
-def _cost_shapes(inspection: Inspection, kind: str) -> dict[str, Shape]:
-    """The tensors that a budget counts: all of them, or for multiply-adds the matrices."""
-    if kind not in {"params", "flops", "bytes", "error"}:
-        raise InvalidInputError(f"a budget of {kind!r} is not known: give one of params, flops, bytes, error")
-    return {name: shape for name, shape in inspection.shapes.items() if kind != "flops" or len(shape) >= 2}
 
 
 def _limit(kind: str, asked: float | str, dense: float) -> float:
@@ -220,6 +217,28 @@ def _limit(kind: str, asked: float | str, dense: float) -> float:
     return limit
 
 
+def _choices(units: int, round_to: int | None) -> Ints:
+    """The widths that a site with so many units can get: multiples, and to stay whole."""
+    step = round_to or 1
+    return np.array([*range(step, units, step), units], dtype=np.int64)
+
+
+def _rounded(kept: int, units: int, round_to: int | None) -> int:
+    """The nearest multiple, from 1 of them to what fits; what is whole stays whole."""
+    if kept >= units or round_to is None:
+        return kept
+    return units if units < round_to else min(max(1, (kept + round_to // 2) // round_to), units // round_to) * round_to
+
+
+def _check_round(round_to: int | None) -> None:
+    if round_to is not None and (not _whole(round_to) or round_to < 1):
+        raise InvalidInputError(f"round_to={round_to!r} was asked: give a whole number from 1")
+
+
+def _units(round_to: int | None) -> str:
+    return "one unit" if round_to in {None, 1} else f"{round_to} units"
+
+
 def _exact(sites: Sequence[Site], units: Mapping[str, int]) -> dict[str, int]:
     kept: dict[str, int] = {}
     for pattern, count in _exact_last(sites, units):
@@ -233,39 +252,40 @@ def _exact(sites: Sequence[Site], units: Mapping[str, int]) -> dict[str, int]:
     return kept
 
 
-def _fractions(sites: Sequence[Site], remove: Mapping[str, float]) -> dict[str, int]:
+def _fractions(sites: Sequence[Site], remove: Mapping[str, float], round_to: int | None) -> dict[str, int]:
     kept: dict[str, int] = {}
     for pattern, fraction in _exact_last(sites, remove):
         check_fraction(fraction)
         for site in matching(sites, pattern):
-            kept[site.name] = max(1, site.units - round(site.units * fraction))
+            kept[site.name] = _rounded(max(1, site.units - round(site.units * fraction)), site.units, round_to)
     return kept
 
 
-def _evenly(inspection: Inspection, sites: Sequence[Site], remove: float) -> dict[str, int]:
+def _evenly(
+    inspection: Inspection, groups: Sequence[Sequence[Site]], remove: float, round_to: int | None
+) -> dict[str, int]:
     """One fraction of units for every site: the smallest that brings the parameters down to the budget."""
     dense = parameters_after(inspection.shapes, [], {})
     target = (1 - remove) * dense
+    size = Size(inspection.shapes, groups)
 
-    def at(fraction: float) -> dict[str, int]:
-        return {site.name: max(1, round(site.units * (1 - fraction))) for site in sites}
+    def at(fraction: float) -> list[int]:
+        return [_rounded(max(1, round(n * (1 - fraction))), n, round_to) for n in size.units.tolist()]
 
-    def size(fraction: float) -> int:
-        return parameters_after(inspection.shapes, sites, at(fraction))
+    def left(fraction: float) -> int:
+        return size(np.array(at(fraction), dtype=np.int64))
 
-    if remove == 0:
-        return at(0.0)
-    if size(1.0) > target:
-        most = 1 - size(1.0) / dense
+    low, high = 0.0, 0.0 if remove == 0 else 1.0
+    if left(high) > target:
+        most = 1 - left(high) / dense
         raise InvalidInputError(
-            f"remove={remove} was asked, but one unit left in every site removes only {most:.4f} of the parameters: "
-            f"ask for at most {int(most * 1000) / 1000}"
+            f"remove={remove} was asked, but {_units(round_to)} left in every site removes only {most:.4f} of the "
+            f"parameters: ask for at most {int(most * 1000) / 1000}"
         )
-    low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if size(middle) > target else (low, middle)
-    return at(high)
+        low, high = (middle, high) if left(middle) > target else (low, middle)
+    return {site.name: k for group, k in zip(groups, at(high), strict=True) for site in group}
 
 
 def _exact_last(sites: Sequence[Site], asked: Mapping[str, T]) -> list[tuple[str, T]]:

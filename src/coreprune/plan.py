@@ -53,19 +53,42 @@ class Cut:
             tensors: the dense network's, by name; only the readers' weights are read.
             made: biases that earlier edits make.
         """
-        own = [at for at in (self.site.incoming, self.site.bias) if at.tensor in tensors or at.tensor in made]
-        edits: list[Edit]
-        turned = self.coresets[0].incoming
-        if turned is None:
-            edits = [Take(at, self.kept, self.site.units) for at in own]
-        else:
-            edits = [Mix(at, turned) for at in own]
-        if self.coresets[0].shift is not None:
-            edits.append(Add(self.site.bias.tensor, self.coresets[0].shift))
+        return [*self.reading(tensors), *self.owning(tensors, made)]
+
+    def reading(self, tensors: Mapping[str, Tensor]) -> list[Edit]:
+        """What becomes of the readers: constants go into their biases, and what is left of the units is mixed."""
+        edits: list[Edit] = []
+        units = self.site.units
         for reader, coreset in zip(self.site.readers, self.coresets, strict=True):
-            if coreset.offset is not None:
-                edits.append(Add(reader.bias, constant(tensors[reader.weight.tensor], reader.weight, coreset.offset)))
-            edits.append(Mix(reader.weight, coreset.matrix(self.site.units)))
+            if coreset.offset is not None and reader.bias:
+                vector = constant(tensors[reader.weight.tensor], reader, coreset.offset, units)
+                edits.append(Add(reader.bias, vector))
+            else:
+                assert coreset.offset is None or not bool(coreset.offset.any()), f"{self.site.name} takes no constant"
+            if coreset.mix.dim() == 1 and bool((coreset.mix == 1).all()):
+                edits.append(Take(reader.weight, self.kept, units))
+            else:
+                edits.append(Mix(reader.weight, coreset.mix, self.kept, units, reader.block))
+        return edits
+
+    def owning(self, tensors: Collection[str], made: Collection[str] = ()) -> list[Edit]:
+        """What becomes of all else that the units own: writers, biases, norms.
+
+        Args:
+            tensors: names of those that are there; the site's bias may be missing.
+            made: biases that edits before make.
+        """
+        site, first = self.site, self.coresets[0]
+        there = site.bias.tensor in tensors or site.bias.tensor in made
+        own = dict.fromkeys([site.incoming, *([site.bias] if there else []), *site.others])
+        edits: list[Edit]
+        if first.incoming is None:
+            edits = [Take(at, self.kept, site.units) for at in own]
+        else:
+            edits = [Mix(at, first.incoming, self.kept, site.units) for at in own]
+        if first.shift is not None:
+            places = site.bias.entries(site.units)[self.kept.cpu()].flatten() if there else None
+            edits.append(Add(site.bias.tensor, first.shift.repeat_interleave(site.bias.span), places))
         return edits
 
 
@@ -89,11 +112,10 @@ class Plan:
     shapes: Mapping[str, Shape]
 
     def edits(self, tensors: Mapping[str, Tensor]) -> list[Edit]:
-        """All tensor edits, in order, for the dense network's tensors."""
-        edits: list[Edit] = []
-        for cut in self.cuts:
-            edits += cut.edits(tensors, {edit.tensor for edit in edits if isinstance(edit, Add)})
-        return edits
+        """All edits for the dense network's tensors: first those of the readers, as these read the dense weights."""
+        edits = [edit for cut in self.cuts for edit in cut.reading(tensors)]
+        made = {edit.tensor for edit in edits if isinstance(edit, Add)}
+        return [*edits, *(edit for cut in self.cuts for edit in cut.owning(tensors, made))]
 
     @property
     def kept(self) -> dict[str, int]:
@@ -109,8 +131,9 @@ class Plan:
                     f"the plan was made for a network whose {name} is {tuple(shape)}, but {found}: "
                     "apply it to the network it was made for"
                 )
+        taken: dict[tuple[str, int], Tensor] = {}
         for cut in self.cuts:
-            _check_locations(cut.site, shapes)
+            _check_locations(cut.site, shapes, taken)
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write plan.json and plan.safetensors into a new directory."""
@@ -157,22 +180,44 @@ class Plan:
         return tensors
 
 
-def _check_locations(site: Site, shapes: Mapping[str, Shape]) -> None:
-    """Raise CheckpointError unless everything the site owns lies where the plan says."""
-    for at in site.locations:
+def _check_locations(site: Site, shapes: Mapping[str, Shape], taken: dict[tuple[str, int], Tensor]) -> None:
+    """Raise CheckpointError unless everything the site owns lies where the plan says, and is no other site's.
+
+    Args:
+        site: the site.
+        shapes: of the dense tensors.
+        taken: for each axis, which entries are owned; brought up to date.
+    """
+    for at in dict.fromkeys(site.locations):
         shape = shapes.get(at.tensor)
         if shape is None and at == site.bias:
             continue
-        if shape is None or not 0 <= at.axis < len(shape) or at.start + site.units * at.span > shape[at.axis]:
+        last = max(at.order, default=at.start + site.units * at.span - 1)
+        if shape is None or at.axis >= len(shape) or last >= shape[at.axis]:
             found = "is not there" if shape is None else f"is {tuple(shape)}"
             raise CheckpointError(
                 f"the plan looks for the {site.units} units of {site.name} on axis {at.axis} of {at.tensor}, "
                 f"which {found}: the plan is damaged, make it again"
             )
+        owned = taken.setdefault((at.tensor, at.axis), torch.zeros(shape[at.axis], dtype=torch.bool))
+        entries = at.entries(site.units).flatten()
+        if bool(owned[entries].any()):
+            raise CheckpointError(
+                f"the plan says twice whose the entries on axis {at.axis} of {at.tensor} are, the second time "
+                f"those of {site.name}: the plan is damaged, make it again"
+            )
+        owned[entries] = True
+    for reader in site.readers:
+        if reader.outputs >= len(shapes[reader.weight.tensor]):
+            raise CheckpointError(
+                f"the plan looks for the outputs on axis {reader.outputs} of {reader.weight.tensor}, "
+                f"which is {tuple(shapes[reader.weight.tensor])}: the plan is damaged, make it again"
+            )
 
 
 def _read_cut(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cut:
     site = Site.from_json(body["site"])
+    _check_site(site)
     kept = tensors[f"{site.name}/kept"]
     if kept.dtype != torch.int64 or kept.dim() != 1 or not 0 < kept.numel() <= site.units:
         raise ValueError(f"kept units of {site.name}")
@@ -188,7 +233,37 @@ def _read_cut(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cut:
         )
         for r in range(len(site.readers))
     )
-    for coreset in coresets:
-        if tuple(coreset.mix.shape) not in {(kept.numel(),), (site.units, kept.numel())}:
-            raise ValueError(f"replacement matrix of {site.name}")
+    for reader, coreset in zip(site.readers, coresets, strict=True):
+        n, k = site.units, kept.numel()
+        shapes: dict[str, list[tuple[int, ...]]] = {
+            "mix": [(k,), (n * reader.block, k * reader.block)],
+            "offset": [(n * reader.block,)],
+            "incoming": [(n, k)],
+            "shift": [(k,)],
+        }
+        for part, allowed in shapes.items():
+            value = getattr(coreset, part)
+            if value is not None and (tuple(value.shape) not in allowed or not value.is_floating_point()):
+                raise ValueError(f"{part} of {site.name}")
+        if not reader.bias and coreset.offset is not None and bool(coreset.offset.any()):
+            raise ValueError(f"constant of {site.name}, which no bias takes up")
     return Cut(site, coresets, body["evidence"])
+
+
+def _check_site(site: Site) -> None:
+    """Raise ValueError unless the numbers of a site can be those of a site."""
+
+    def whole(value: object, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    sound = whole(site.units, 1) and bool(site.readers)
+    for at in site.locations if sound else ():
+        sound = isinstance(at.tensor, str) and whole(at.axis, 0) and whole(at.start, 0) and whole(at.span, 1) and sound
+        sound = all(whole(entry, 0) for entry in at.order) and len(set(at.order)) == len(at.order) and sound
+        sound = len(at.order) in {0, site.units * at.span} and sound
+    for reader in site.readers if sound else ():
+        sound = isinstance(reader.bias, str) and whole(reader.outputs, 0) and whole(reader.block, 1) and sound
+        sound = sound and reader.weight.span % reader.block == 0 and reader.outputs != reader.weight.axis
+        sound = sound and isinstance(reader.sign, (int, float)) and abs(reader.sign) == 1
+    if not sound:
+        raise ValueError(f"places of {site.name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from coreprune.maths.layer import Coreset
 from coreprune.model.site import Site
 from coreprune.plan import Plan
 from coreprune.report.text import summary
-from coreprune.surgery.apply import attributes, install
+from coreprune.surgery.apply import attributes, install, size, ties
+from coreprune.surgery.attributes import Followed, value_of
 
 __all__ = ["Pruned", "load", "read_claims", "read_structure"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,26 @@ class Pruned:
     Attributes:
         model: the smaller network, a plain module of the same class as the dense one.
         plan: what was decided, with its evidence.
-        dense_parameters: entries of the dense network's tensors.
+        dense_parameters: entries of the dense network's tensors, each counted once however many names it has.
         dense_bytes: bytes of the same.
+        followed: attributes that were changed beside those that the tensors tell.
     """
 
     model: nn.Module
     plan: Plan
     dense_parameters: int
     dense_bytes: int
+    followed: tuple[Followed, ...] = ()
 
     @property
     def parameters(self) -> int:
         """Entries of the smaller network's tensors."""
-        return sum(tensor.numel() for tensor in self.model.state_dict().values())
+        return size(self.model)[0]
 
     @property
     def bytes(self) -> int:
         """Bytes of the smaller network's tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+        return size(self.model)[1]
 
     def claims(self) -> dict[str, Coreset]:
         """Which dense units, or combinations of them, the units of each cut site are."""
@@ -68,7 +71,8 @@ class Pruned:
         Raises:
             CheckpointError: it exists, or cannot be written.
         """
-        state = self.model.state_dict()
+        again = {name for others in ties(self.model).values() for name in others}
+        state = {name: tensor for name, tensor in _state(self.model, self._changed()).items() if name not in again}
         with new_directory(path, force=force) as draft:
             write_tensors(draft / "model.safetensors", state)
             turned = _turned(self.claims())
@@ -76,8 +80,20 @@ class Pruned:
                 write_tensors(draft / "turned.safetensors", turned)
             write_json(draft / "structure.json", "structure", FORMAT, self._structure(state))
 
+    def _changed(self) -> list[str]:
+        """Names of the tensors that the cuts may have changed."""
+        names = {at.tensor for cut in self.plan.cuts for at in cut.site.locations}
+        names |= {reader.bias for cut in self.plan.cuts for reader in cut.site.readers}
+        return sorted(name for name in names if name in _state(self.model, names))
+
     def _structure(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        changed = {at.tensor.rpartition(".")[0] for cut in self.plan.cuts for at in cut.site.locations}
+        changed = self._changed()
+        modules = {
+            path: _plain(attributes(self.model.get_submodule(path)))
+            for path in sorted({name.rpartition(".")[0] for name in changed})
+        }
+        for one in self.followed:
+            modules.setdefault(one.module, {})[one.attribute] = one.new
         return {
             "recipe": dict(self.plan.recipe),
             "size": {
@@ -87,12 +103,24 @@ class Pruned:
                 "bytes": self.bytes,
             },
             "tensors": {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in state.items()},
-            "modules": {path: attributes(self.model.get_submodule(path)) for path in sorted(changed)},
+            "aliases": {name: list(others) for name, others in ties(self.model).items()},
+            "changed": {name: list(self.plan.shapes[name]) if name in self.plan.shapes else None for name in changed},
+            "modules": modules,
             "sites": [
                 {"site": cut.site.to_json(), "kept": cut.kept.tolist(), "evidence": dict(cut.evidence)}
                 for cut in self.plan.cuts
             ],
         }
+
+
+def _state(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of the state dict, and those named that are not saved with it."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    return state | {name: buffer for name, buffer in model.named_buffers() if name in names}
+
+
+def _plain(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in sizes.items()}
 
 
 def _turned(claims: Mapping[str, Coreset]) -> dict[str, Tensor]:
@@ -149,15 +177,23 @@ def load(path: str | Path, make_model: Callable[[], nn.Module]) -> nn.Module:
     model = make_model()
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"make_model returned a {type(model).__name__}: give a function that returns the module")
-    _check(path, structure, tensors, model)
-    state = model.state_dict()
+    whole = _check(path, structure, tensors, model)
+    state = _state(model, structure["changed"])
+    again = {name for others in ties(model).values() for name in others}
     fitting = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name not in state or state[name].shape != tensor.shape or state[name].dtype != tensor.dtype
+        name: torch.empty_like(tensor)
+        for name, tensor in whole.items()
+        if name not in again
+        and (name not in state or state[name].shape != tensor.shape or state[name].dtype != tensor.dtype)
     }
-    install(model, {name: torch.empty_like(tensor) for name, tensor in fitting.items()})
-    model.load_state_dict(tensors, strict=True)
+    followed = _followed(path, structure, model)
+    install(model, fitting, followed)
+    _check_sizes(path, structure, model)
+    saved = model.state_dict()
+    model.load_state_dict({name: tensor for name, tensor in whole.items() if name in saved}, strict=True)
+    for name, buffer in model.named_buffers():
+        if name in whole and name not in saved:
+            buffer.copy_(whole[name])
     return model
 
 
@@ -167,57 +203,164 @@ def read_structure(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    structure = read_json(Path(path) / "structure.json", "structure", FORMAT)
-    kinds = {"recipe": dict, "size": dict, "tensors": dict, "modules": dict, "sites": list}
+    file = Path(path) / "structure.json"
+    try:
+        structure = {"aliases": {}, "changed": {}} | read_json(file, "structure", 1)
+    except CheckpointError:
+        structure = read_json(file, "structure", FORMAT)
+    kinds = {
+        "recipe": dict,
+        "size": dict,
+        "tensors": dict,
+        "modules": dict,
+        "sites": list,
+        "aliases": dict,
+        "changed": dict,
+    }
     for part, kind in kinds.items():
         if not isinstance(structure.get(part), kind):
             raise CheckpointError(f"{path}/structure.json has no valid part {part!r}: write it again")
     return structure
 
 
-def _check(path: str | Path, structure: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Compare the three descriptions: the JSON, the tensors, and what the factory made."""
-    described = structure.get("tensors", {})
+def _check(
+    path: str | Path, structure: dict[str, Any], tensors: Mapping[str, Tensor], model: nn.Module
+) -> dict[str, Tensor]:
+    """Compare the three descriptions: the JSON, the tensors, and what the factory made.
+
+    Returns:
+        The tensors, under all their names.
+    """
+    described = structure["tensors"]
     for name, tensor in tensors.items():
         if described.get(name) != [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]:
             raise CheckpointError(f"{path}: {name} in model.safetensors does not fit structure.json: write it again")
     missing = sorted(set(described) - set(tensors))
     if missing:
         raise CheckpointError(f"{path}: {missing[0]} is missing from model.safetensors: write it again")
-    _check_sites(path, structure, tensors)
-    state = model.state_dict()
-    added = {f"{path}.bias" for path in structure["modules"]} | {"bias"}
-    unknown = sorted(name for name in tensors if name not in state and name not in added)
-    absent = sorted(set(state) - set(tensors))
+    try:
+        whole = {other: tensors[name] for name, others in structure["aliases"].items() for other in others}
+        whole |= tensors
+        state = _state(model, structure["changed"])
+        if structure["version"] == 1:
+            structure["changed"] = _changed_before(structure, whole, state)
+        _check_sites(path, structure, whole)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{path}/structure.json is damaged ({error!r}): write it again") from error
+    groups = [(name, *others) for name, others in structure["aliases"].items()]
+    changed = {one: dense for name, dense in structure["changed"].items() for g in groups if name in g for one in g}
+    _check_factory(path, structure["changed"] | changed, whole, state, ties(model))
+    return whole
+
+
+def _check_factory(
+    path: str | Path,
+    changed: Mapping[str, Any],
+    whole: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    shared: Mapping[str, tuple[str, ...]],
+) -> None:
+    """What the factory made must be the dense network, name by name and size by size."""
+    unknown = sorted(name for name in whole if name not in state and not (name in changed and changed[name] is None))
+    absent = sorted(set(state) - set(whole))
     if unknown or absent:
         name = (unknown or absent)[0]
         where = "the saved network has" if unknown else "the fresh instance has"
         other = "the fresh instance has not" if unknown else "the saved network has not"
         raise CheckpointError(f"{where} {name}, which {other}: make_model must make the dense architecture")
-    for name, tensor in tensors.items():
+    for name, tensor in whole.items():
         dense = state.get(name)
-        free = name.rpartition(".")[0] in structure["modules"]
-        if dense is not None and dense.shape != tensor.shape and not (free and _fits(tensor, dense)):
+        shape = list(tensor.shape) if changed.get(name) is None else list(changed[name])
+        if dense is not None and list(dense.shape) != shape:
             raise CheckpointError(
-                f"{name} is {tuple(tensor.shape)} in {path} and {tuple(dense.shape)} in the fresh instance: "
-                "make_model must make the dense architecture"
+                f"{name} is {tuple(shape)} in the network that {path} was cut from and {tuple(dense.shape)} in the "
+                "fresh instance: make_model must make the dense architecture"
+            )
+    for name, others in shared.items():
+        for other in others:
+            if name in whole and other in whole and not _same(whole[name], whole[other]):
+                raise CheckpointError(
+                    f"{name} and {other} are one tensor in the fresh instance and two in {path}: "
+                    "make_model must make the dense architecture"
+                )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.dtype == b.dtype and torch.equal(a, b))
+
+
+def _check_sites(path: str | Path, structure: Mapping[str, Any], whole: Mapping[str, Tensor]) -> None:
+    """Every axis must have the entries of the dense one but those of the units that went, of all its sites."""
+    changed = structure["changed"]
+    expected = {name: list(shape) for name, shape in changed.items() if shape is not None}
+    expected |= {name: list(whole[name].shape) for name, shape in changed.items() if shape is None}
+    for site, kept in _sites(structure):
+        for at in dict.fromkeys(site.locations):
+            if changed.get(at.tensor) is not None:
+                expected[at.tensor][at.axis] -= (site.units - kept) * at.span
+    for name, shape in expected.items():
+        if list(whole[name].shape) != shape:
+            sites = ", ".join(f"{kept} units of {s.name}" for s, kept in _sites(structure) if name in _names(s))
+            raise CheckpointError(
+                f"{path}: {sites} were kept, so that {name} should be {tuple(shape)}, but it is "
+                f"{tuple(whole[name].shape)}: write it again"
             )
 
 
-def _check_sites(path: str | Path, structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Every tensor must have as many units of a site as the structure says were kept."""
-    try:
-        for entry in structure["sites"]:
-            site, kept = Site.from_json(entry["site"]), len(entry["kept"])
-            for at in site.locations:
-                found = tensors[at.tensor].shape[at.axis] if at.tensor in tensors else kept * at.span
-                if found != kept * at.span:
-                    raise CheckpointError(
-                        f"{path}: {kept} units of {site.name} were kept, but {at.tensor} has {found}: write it again"
-                    )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path}/structure.json is damaged ({error!r}): write it again") from error
+def _changed_before(
+    structure: Mapping[str, Any], whole: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> dict[str, list[int] | None]:
+    """Dense shapes of the tensors that the cuts changed, which format 1 did not hold: there every site had its axes."""
+    changed: dict[str, list[int] | None] = {}
+    for site, _ in _sites(structure):
+        for name in _names(site) & set(whole):
+            changed[name] = list(whole[name].shape) if name in state else None
+    for site, _ in _sites(structure):
+        for at in site.locations:
+            dense = changed.get(at.tensor)
+            if dense is not None:
+                dense[at.axis] = site.units * at.span
+    return changed
 
 
-def _fits(small: Tensor, dense: Tensor) -> bool:
-    return small.dim() == dense.dim() and all(s <= d for s, d in zip(small.shape, dense.shape, strict=True))
+def _sites(structure: Mapping[str, Any]) -> list[tuple[Site, int]]:
+    """Sites and how many of their units were kept."""
+    return [(Site.from_json(entry["site"]), len(entry["kept"])) for entry in structure["sites"]]
+
+
+def _names(site: Site) -> set[str]:
+    return {at.tensor for at in site.locations} | {reader.bias for reader in site.readers}
+
+
+def _followed(path: str | Path, structure: Mapping[str, Any], model: nn.Module) -> list[Followed]:
+    """The attributes to set, all of which the fresh instance must have, as numbers."""
+    found: list[Followed] = []
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, sizes in structure["modules"].items():
+        module = modules.get(name)
+        for attribute, new in sizes.items() if isinstance(sizes, dict) and module is not None else [("", None)]:
+            if module is not None and attribute in attributes(module):
+                continue
+            old = None if module is None else value_of(module, attribute)
+            if not (isinstance(new, int) and isinstance(old, int) and _is_size(new) and _is_size(old)):
+                raise CheckpointError(
+                    f"{path}/structure.json sets {attribute!r} of module {name!r} to {new!r}, where the fresh instance "
+                    f"has {old!r}: make_model must make the dense architecture"
+                )
+            found.append(Followed(name, attribute, old, new))
+    return found
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_sizes(path: str | Path, structure: Mapping[str, Any], model: nn.Module) -> None:
+    """The sizes that the tensors tell must be those that were written down."""
+    for name, sizes in structure["modules"].items():
+        for attribute, value in _plain(attributes(model.get_submodule(name))).items():
+            if sizes.get(attribute, value) != value:
+                raise CheckpointError(
+                    f"{path}: {attribute} of {name} is {value} by model.safetensors and {sizes[attribute]} by "
+                    "structure.json: write it again"
+                )

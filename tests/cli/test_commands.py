@@ -177,7 +177,7 @@ def test_interruption_leaves_nothing(command, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coreprune.api.decide", interrupt)
+    monkeypatch.setattr("coreprune.planning.decide", interrupt)
     code, out, _ = command("prune", MODEL, "small", "--units", "0=5")
     assert (code, out) == (130, "")
     assert list(tmp_path.iterdir()) == []
@@ -187,7 +187,7 @@ def test_a_defect_is_shown_with_its_traceback(command, monkeypatch):
     def defect(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("coreprune.api.decide", defect)
+    monkeypatch.setattr("coreprune.planning.decide", defect)
     with pytest.raises(ZeroDivisionError):
         command("prune", MODEL, "small", "--units", "0=5")
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from coreprune.maths.activation import Activation, activation
 
-__all__ = ["of_function", "of_module"]
+__all__ = ["of_aten", "of_function", "of_module"]
 
 _PLAIN: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -99,6 +99,38 @@ def of_function(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         return activation("hardtanh", low=float(low), high=float(high))
     if target is operator.pos:
         return activation("identity")
+    return None
+
+
+_ATEN = {
+    "relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid", "tanh": "tanh", "tanh_": "tanh",
+    "relu6": "relu6", "relu6_": "relu6", "selu": "selu", "selu_": "selu", "hardsigmoid": "hardsigmoid",
+    "hardsigmoid_": "hardsigmoid", "hardswish": "hardswish", "hardswish_": "hardswish", "silu": "silu", "silu_": "silu",
+    "mish": "mish", "mish_": "mish",
+}  # fmt: skip
+
+
+def of_aten(node: fx.Node) -> Activation | None:
+    """The activation that a node of a captured graph computes, or None."""
+    name = str(node.target).removeprefix("aten.").partition(".")[0]
+    numbers = [a for a in node.args[1:] if isinstance(a, (int, float))]
+    if name in _ATEN:
+        return activation(_ATEN[name])
+    if name == "gelu":
+        return activation("gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu")
+    if name in {"leaky_relu", "leaky_relu_"}:
+        return activation("leaky_relu", slope=float(numbers[0]) if numbers else 0.01)
+    if name in {"elu", "elu_"}:
+        return activation("elu", alpha=float(numbers[0]) if numbers else 1.0) if len(numbers) < 2 else None
+    if name in {"hardtanh", "hardtanh_"}:
+        low, high = (*numbers, -1.0, 1.0)[:2] if len(numbers) == 2 else (-1.0, 1.0)
+        return (
+            activation("relu6")
+            if (low, high) == (0.0, 6.0)
+            else activation("hardtanh", low=float(low), high=float(high))
+        )
+    if name == "softplus":
+        return _softplus(float(numbers[0]) if numbers else 1.0, float(numbers[1]) if len(numbers) > 1 else 20.0)
     return None
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from coreprune.maths.activation import Activation, activation
+import torch
+from torch import Tensor
 
-__all__ = ["Inspection", "Location", "Reader", "Refusal", "Site", "parameters_after"]
+from coreprune.maths.activation import Activation, activation
+from coreprune.model.capture import Captured
+
+__all__ = ["Inspection", "Location", "Maker", "Reader", "Refusal", "Site", "Tap", "parameters_after"]
 
 Shape = tuple[int, ...]
 
@@ -23,12 +27,30 @@ class Location:
         axis: the axis that runs over units.
         start: the first entry of unit 0.
         span: entries per unit (more than one where a convolution is flattened).
+        order: all entries, unit by unit, where they do not lie like that (as behind a channel shuffle).
     """
 
     tensor: str
     axis: int
     start: int = 0
     span: int = 1
+    order: tuple[int, ...] = ()
+
+    def entries(self, units: int) -> Tensor:
+        """Positions of the units' entries along the axis, (units, span) int64.
+
+        Example:
+            >>> Location("w", 0, 4, 2).entries(2).tolist()
+            [[4, 5], [6, 7]]
+        """
+        if self.order:
+            return torch.tensor(self.order).reshape(units, self.span)
+        return torch.arange(self.start, self.start + units * self.span).reshape(units, self.span)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Location:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**data, "order": tuple(data.get("order", ()))})
 
 
 @dataclass(frozen=True)
@@ -37,11 +59,18 @@ class Reader:
 
     Attributes:
         weight: where W has its columns.
-        bias: the name of the bias tensor, which is made where the module has none.
+        bias: the tensor that takes up the constant, a bias that is made where the module has none; empty where
+            a constant cannot be put exactly (behind zero padding, or without a bias): then none is used.
+        sign: with which it is added; −1 for the running mean of the BatchNorm behind the map.
+        block: how many entries of a unit are mixed on their own (the size of a head); 1 where all share T.
+        outputs: the axis of W that runs over the outputs.
     """
 
     weight: Location
     bias: str
+    sign: float = 1.0
+    block: int = 1
+    outputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +85,7 @@ class Site:
         incoming: where P has its rows.
         bias: where b is, or would be: the writer may have none.
         readers: every map that reads the units.
+        others: all else that the units own: norms, depthwise kernels, further writers.
     """
 
     name: str
@@ -66,6 +96,7 @@ class Site:
     incoming: Location
     bias: Location
     readers: tuple[Reader, ...]
+    others: tuple[Location, ...] = ()
 
     @property
     def phi(self) -> Activation:
@@ -75,7 +106,7 @@ class Site:
     @property
     def locations(self) -> tuple[Location, ...]:
         """Everything the units own: what becomes smaller when they go."""
-        return (self.incoming, self.bias, *(reader.weight for reader in self.readers))
+        return (self.incoming, self.bias, *self.others, *(reader.weight for reader in self.readers))
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -90,10 +121,43 @@ class Site:
             units=data["units"],
             activation=data["activation"],
             parameters=tuple((k, float(v)) for k, v in data["parameters"].items()),
-            incoming=Location(**data["incoming"]),
-            bias=Location(**data["bias"]),
-            readers=tuple(Reader(Location(**r["weight"]), r["bias"]) for r in data["readers"]),
+            incoming=Location.from_json(data["incoming"]),
+            bias=Location.from_json(data["bias"]),
+            readers=tuple(Reader(**{**r, "weight": Location.from_json(r["weight"])}) for r in data["readers"]),
+            others=tuple(Location.from_json(at) for at in data.get("others", ())),
         )
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a reader's input is in a captured graph.
+
+    Attributes:
+        graph: index of the graph.
+        node: the reader's node. operand: the node that gives its input.
+        axis: of that input, which runs over the entries of the units.
+        entries: positions along it, (units, block, share): `share` entries have one T in common.
+    """
+
+    graph: int
+    node: str
+    operand: str
+    axis: int
+    entries: Tensor
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A map that computes the units' pre-activations.
+
+    Attributes:
+        weight: rows. bias: name of its bias, or "".
+        norm: names of the BatchNorm's weight, bias, running mean and variance behind it, and its eps.
+    """
+
+    weight: Location
+    bias: str = ""
+    norm: tuple[str, str, str, str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,10 +176,14 @@ class Inspection:
         sites: in the order of the forward pass.
         refused: everything that looked like a site.
         shapes: shape of every tensor of the state dict, by name.
-        features: size d of one input of the network.
-        chain: every hidden layer in forward order, whether it can be cut or not; None where what follows
-            it is not known to be an elementwise activation.
-        tail: what follows the last Linear layer and is not the identity, in words; empty if nothing does.
+        features: size d of one input of the network; 0 where that is no one number.
+        chain: of a stack, every hidden layer in forward order, whether it can be cut or not; None where what
+            follows it is not known to be an elementwise activation. Empty for a network that is no stack.
+        tail: what follows the last Linear layer of a stack and is not the identity, in words.
+        graphs: of a network that is no stack, its captured forward pass, or those of its blocks.
+        taps: by site and reader, where in the graphs the units can be seen as the reader gets them.
+        makers: by site, what computes the units: weight, bias and the BatchNorm behind.
+        aliases: other names of tensors that several modules share, by the name that the sites use.
     """
 
     sites: tuple[Site, ...]
@@ -124,6 +192,10 @@ class Inspection:
     features: int
     chain: tuple[Site | None, ...] = ()
     tail: str = ""
+    graphs: tuple[Captured, ...] = ()
+    taps: Mapping[str, tuple[tuple[Tap, ...], ...]] = field(default_factory=dict)
+    makers: Mapping[str, tuple[Maker, ...]] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def governs(self, site: Site) -> int:
         """How many numbers would go if every unit of the site went."""
@@ -145,9 +217,9 @@ def parameters_after(shapes: Mapping[str, Shape], sites: Iterable[Site], kept: M
     for site in sites:
         if 0 < kept.get(site.name, site.units) < site.units:  # the constant of what goes may need a bias
             for reader in site.readers:
-                now.setdefault(
-                    reader.bias, [shapes[reader.weight.tensor][0]] if reader.weight.tensor in shapes else [0]
-                )
+                W = shapes.get(reader.weight.tensor, (0,))
+                if reader.bias:
+                    now.setdefault(reader.bias, [W[reader.outputs]])
     for site in sites:
         removed = site.units - kept.get(site.name, site.units)
         for at in site.locations:

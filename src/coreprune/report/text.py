@@ -67,7 +67,11 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
         table(["site", "units", "kept", "activation", "error", "95 % within"], rows) if rows else "nothing was cut",
         f"parameters {dense_parameters:,} -> {parameters:,} ({removed:.1%} removed), "
         f"{bytes_text(dense_bytes)} -> {bytes_text(small_bytes)}",
-        f"largest norm of an input: {recipe['radius']:.4g} ({recipe['radius_from']})",
+        *(
+            []
+            if recipe["radius"] is None
+            else [f"largest norm of an input: {recipe['radius']:.4g} ({recipe['radius_from']})"]
+        ),
         *_notes(plan),
     ]
     return "\n".join(line for text in lines for line in wrap(text))

@@ -1,20 +1,28 @@
 """The whole vocabulary of surgery: Take, Mix, Add.
 
 An edit names a tensor and says what becomes of it. A live module, a state dict and a checkpoint
-that is streamed from disk are all cut by the same list.
+that is streamed from disk are all cut by the same list. Locations speak of the dense tensor, whatever
+has been cut from it already, so that several sites can lie on one axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from coreprune.model.site import Location
+from coreprune.model.site import Location, Reader
 
 __all__ = ["Add", "Edit", "Mix", "Take", "constant", "edited"]
+
+CHUNK = 2**22  # entries that are computed on at a time
+
+Where = slice | Tensor
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,14 @@ class Take:
     indices: Tensor
     units: int
 
+    @property
+    def tensor(self) -> str:
+        """Name of the tensor that changes."""
+        return self.at.tensor
+
     def __call__(self, value: Tensor) -> Tensor:
         """The tensor after the edit."""
-        indices = self.indices.to(value.device)
-        return _on_units(value, self.at, self.units, lambda block: block.index_select(0, indices))
+        return edited([self], {self.tensor: value})[self.tensor]
 
 
 @dataclass(frozen=True)
@@ -42,22 +54,38 @@ class Mix:
     """Replace the units of a location by combinations of them: W' = W T.
 
     Attributes:
-        at: where the units lie.
-        matrix: T, (n, k); column s says what the new unit s is made of.
+        at: where the units lie; a unit's entries are (block, share), and all of a share have the same T.
+        matrix: T, (n·block, k·block), whose columns say what the new entries are made of; or (k,), where the new
+            unit s is unit indices[s] times a number.
+        indices: units whose places the new ones take, (k,) int64, ascending; the first k where it is not given.
+        units: n; as many as T has rows where it is not given.
+        block: entries of a unit that have rows of T of their own.
     """
 
     at: Location
     matrix: Tensor
+    indices: Tensor | None = None
+    units: int | None = None
+    block: int = 1
+
+    @property
+    def tensor(self) -> str:
+        """Name of the tensor that changes."""
+        return self.at.tensor
+
+    @property
+    def entries(self) -> Tensor:
+        """Where the units lie, (n, span)."""
+        return self.at.entries(self.units or self.matrix.shape[0] // self.block)
+
+    @property
+    def places(self) -> Tensor:
+        """Units whose places the new ones take."""
+        return torch.arange(self.matrix.shape[-1] // self.block) if self.indices is None else self.indices.cpu()
 
     def __call__(self, value: Tensor) -> Tensor:
         """The tensor after the edit, computed in the precision of T and rounded once to the tensor's own."""
-
-        def mixed(block: Tensor) -> Tensor:
-            matrix = self.matrix.to(value.device)
-            new = matrix.T @ block.to(matrix.dtype).flatten(1)
-            return new.to(value.dtype).reshape(-1, *block.shape[1:])
-
-        return _on_units(value, self.at, self.matrix.shape[0], mixed)
+        return edited([self], {self.tensor: value})[self.tensor]
 
 
 @dataclass(frozen=True)
@@ -67,27 +95,41 @@ class Add:
     Attributes:
         tensor: name of the bias.
         vector: (p,).
+        entries: of the dense bias, those that it is added to, (p,); all where it is not given.
     """
 
     tensor: str
     vector: Tensor
+    entries: Tensor | None = None
 
-    def __call__(self, value: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The bias after the edit; `dtype` is for a bias that has to be made."""
+    def __call__(self, value: Tensor | None, alive: Tensor | None = None) -> Tensor:
+        """The bias after the edit, in the precision of the vector; `alive` are the dense entries it has left."""
         if value is None:
-            return self.vector.to(dtype)
-        return (value.to(self.vector.dtype) + self.vector.to(value.device)).to(value.dtype)
+            return self.vector
+        result = value.to(self.vector.dtype, copy=True)
+        vector = self.vector.to(value.device)
+        if self.entries is None:
+            return result.add_(vector)
+        at = self.entries if alive is None else torch.searchsorted(alive, self.entries.cpu())
+        return result.index_add_(0, at.to(value.device), vector)
 
 
 Edit = Take | Mix | Add
 
 
-def edited(edits: Iterable[Edit], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+@torch.no_grad()
+def edited(
+    edits: Iterable[Edit], tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """Carry the edits out, in order, and return the tensors that changed; `tensors` is left alone.
 
+    Tensors are worked on one by one, a large one in pieces of rows: beside a tensor and its result only a
+    few tens of megabytes are needed at any time.
+
     Args:
-        edits: the list; a later edit sees the result of an earlier one.
+        edits: the list. Two edits of one axis speak of different entries of it.
         tensors: all tensors by name. A bias that an `Add` names may be missing.
+        dtype: of the results, unrounded; by default each tensor's own.
 
     Returns:
         New tensors by name, those that an edit touched and no others.
@@ -98,44 +140,240 @@ def edited(edits: Iterable[Edit], tensors: Mapping[str, Tensor]) -> dict[str, Te
         tensor([[0., 2.],
                 [3., 5.]])
     """
-    changed: dict[str, Tensor] = {}
-
-    def current(name: str) -> Tensor | None:
-        return changed[name] if name in changed else tensors.get(name)
-
+    lists: dict[str, list[Edit]] = {}
     for edit in edits:
-        if isinstance(edit, Add):
-            sibling = current(edit.tensor.removesuffix("bias") + "weight")
-            dtype = sibling.dtype if sibling is not None else edit.vector.dtype
-            changed[edit.tensor] = edit(current(edit.tensor), dtype)
-        else:
-            value = current(edit.at.tensor)
-            assert value is not None, f"an edit names {edit.at.tensor}, which does not exist"
-            changed[edit.at.tensor] = edit(value)
-    return changed
+        lists.setdefault(edit.tensor, []).append(edit)
+    return {name: _carried_out(name, many, tensors, dtype) for name, many in lists.items()}
 
 
-def _on_units(value: Tensor, at: Location, units: int, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Bring the units of a location to the front as (units, span, …), change them, and put them back."""
-    end = at.start + units * at.span
-    front = value.movedim(at.axis, 0)
-    before, block, after = front[: at.start], front[at.start : end], front[end:]
-    new = change(block.reshape(units, at.span, *block.shape[1:])).flatten(0, 1)
-    return torch.cat([before, new, after]).movedim(0, at.axis).contiguous()
-
-
-def constant(weight: Tensor, at: Location, offset: Tensor) -> Tensor:
-    """What constant units add to the output of their reader: Σ_j W_ij t_j, summed over span and kernel positions.
+def constant(weight: Tensor, reader: Reader, offset: Tensor, units: int) -> Tensor:
+    """What constant units add to the output of their reader: ± Σ_j W_ij t_j, over all entries and kernel positions.
 
     Args:
-        weight: the reader's weight, outputs on axis 0.
-        at: where the units lie in it.
-        offset: t, (n,).
+        weight: the reader's weight, of the dense network.
+        reader: where the units and the outputs lie in it, and the sign.
+        offset: t, (n·block,).
+        units: n.
 
     Returns:
         (p,), in the precision of `offset`.
     """
-    units = offset.numel()
-    front = weight.movedim(at.axis, 0)[at.start : at.start + units * at.span].to(offset.dtype)
-    each = front.reshape(units, at.span, front.shape[1], -1).sum((1, 3))
-    return offset.to(weight.device) @ each
+    t = offset.to(weight.device)
+    entries = _where(reader.weight.entries(units).flatten(), weight)
+    rows = weight.detach().movedim((reader.outputs, reader.weight.axis), (0, 1))
+    result = t.new_empty(rows.shape[0])
+    step = max(1, CHUNK // max(1, math.prod(rows.shape[1:])))
+    for low in range(0, rows.shape[0], step):
+        piece = _at(rows[low : low + step], 1, entries).to(t.dtype)
+        each = piece.reshape(piece.shape[0], t.numel(), -1)
+        result[low : low + step] = (each.sum(2) if each.shape[2] > 1 else each[:, :, 0]) @ t
+    return result * reader.sign
+
+
+# ---------------------------------------------------------------- one tensor
+
+
+def _carried_out(name: str, edits: Sequence[Edit], tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+    """All edits of one tensor. Constants come first or last, and what lies between is done in one go."""
+    value = tensors[name].detach() if name in tensors else None
+    like = value if value is not None else tensors.get(name.removesuffix("bias") + "weight")
+    assert value is not None or isinstance(edits[0], Add), f"an edit names {name}, which does not exist"
+    goal = like.dtype if like is not None else cast(Add, edits[0]).vector.dtype
+    if dtype is not None and goal.is_floating_point:
+        goal = dtype
+    alive: dict[int, Tensor] = {}
+    runs = [(adds, list(run)) for adds, run in groupby(edits, lambda edit: isinstance(edit, Add))]
+    for i, (adds, run) in enumerate(runs):
+        if adds:
+            for add in run:
+                value = cast(Add, add)(value, alive.get(0))
+        else:
+            assert value is not None
+            value = _cut(value, cast("list[Take | Mix]", run), alive, goal if i == len(runs) - 1 else None)
+    assert value is not None
+    return value.to(goal).to(like.device if like is not None else value.device).contiguous()
+
+
+def _cut(value: Tensor, edits: Sequence[Take | Mix], alive: dict[int, Tensor], goal: torch.dtype | None) -> Tensor:
+    """Takes and Mixes of one tensor: first every Take, as it makes the rest cheaper, then axis by axis the Mixes.
+
+    Args:
+        value: the tensor.
+        edits: on any of its axes.
+        alive: for every axis that was cut before, the dense entries that are left; brought up to date.
+        goal: what to round to; None to leave the result as it was computed.
+    """
+    takes: dict[int, Where] = {}
+    mixings: dict[int, _Mixing] = {}
+    for axis in dict.fromkeys(edit.at.axis for edit in edits):
+        here = [edit for edit in edits if edit.at.axis == axis]
+        layout = _Layout(alive.get(axis, torch.arange(value.shape[axis])))
+        take = layout.take([edit for edit in here if isinstance(edit, Take)])
+        if not (isinstance(take, slice) and take == slice(0, value.shape[axis])):
+            takes[axis] = take if isinstance(take, slice) else take.to(value.device)
+        mixes = [edit for edit in here if isinstance(edit, Mix)]
+        if mixes:
+            mixings[axis] = layout.mix(mixes, value)
+        alive[axis] = layout.slots
+    if not mixings:
+        return _pass(value, takes, None, goal or value.dtype)
+    for i, mixing in enumerate(list(mixings.items())):
+        last = i == len(mixings) - 1
+        value = _pass(value, {} if i else takes, mixing, goal if last and goal else mixing[1].dtype)
+    return value
+
+
+def _pass(value: Tensor, takes: Mapping[int, Where], mixing: tuple[int, _Mixing] | None, dtype: torch.dtype) -> Tensor:
+    """Take along several axes and mix along one, piece by piece along another."""
+    if mixing is None and len(takes) == 1 and dtype == value.dtype:
+        ((axis, where),) = takes.items()
+        return _at(value, axis, where).clone(memory_format=torch.contiguous_format) if isinstance(where, slice) else (
+            value.index_select(axis, where))  # fmt: skip
+    shape = list(value.shape)
+    for axis, where in takes.items():
+        shape[axis] = where.stop - where.start if isinstance(where, slice) else where.numel()
+    if mixing is not None:
+        shape[mixing[0]] = mixing[1].size
+    out = torch.empty(shape, dtype=dtype, device=value.device)
+    free = max((a for a in range(value.dim()) if mixing is None or a != mixing[0]), key=shape.__getitem__, default=None)
+    length = 1 if free is None else shape[free]
+    step = length if free is None else max(1, CHUNK * value.shape[free] // max(1, value.numel()))
+    for low in range(0, length, step):
+        piece, target = value, out
+        if free is not None:
+            where = takes.get(free, slice(0, length))
+            start = where.start if isinstance(where, slice) else 0
+            many = slice(start + low, start + min(low + step, length))
+            piece = _at(value, free, many if isinstance(where, slice) else where[many])
+            target = out.narrow(free, low, min(step, length - low))
+        for axis, where in takes.items():
+            if axis != free:
+                piece = _at(piece, axis, where)
+        if mixing is None:
+            target.copy_(piece)
+        else:
+            mixing[1](piece, target, mixing[0])
+    return out
+
+
+@dataclass(frozen=True)
+class _Mixing:
+    """What is mixed along one axis, in positions before and after; the rest is copied.
+
+    Attributes:
+        size: entries after.
+        rest: positions of what is copied, before and after.
+        parts: matrices, positions of what they mix, and of the result.
+    """
+
+    size: int
+    rest: tuple[Where, Where]
+    parts: tuple[tuple[Tensor, Where, Where], ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the result."""
+        return max((matrix.dtype for matrix, _, _ in self.parts), key=lambda kind: torch.finfo(kind).bits)
+
+    def __call__(self, old: Tensor, new: Tensor, axis: int) -> None:
+        """Fill `new` from `old`, which agree but for the axis that is mixed."""
+        before, after = self.rest
+        _put(new, axis, after, _at(old, axis, before))
+        for matrix, source, goal in self.parts:
+            units = _at(old, axis, source).to(matrix.dtype).movedim(axis, 0)
+            rest = units.shape[1:]
+            if matrix.dim() == 1:
+                product = units.reshape(matrix.numel(), -1, *rest) * matrix.reshape(-1, *[1] * units.dim())
+            else:
+                product = matrix.T @ units.reshape(matrix.shape[0], -1)
+            _put(new, axis, goal, product.reshape(-1, *rest).movedim(0, axis))
+
+
+class _Layout:
+    """Which entries of the dense axis are left, and where they are now.
+
+    Attributes:
+        slots: the dense entries that are left, ascending; entry slots[i] is at position i.
+    """
+
+    def __init__(self, slots: Tensor) -> None:
+        self.slots = slots
+        self._touched = torch.zeros(int(slots[-1]) + 1 if slots.numel() else 0, dtype=torch.bool)
+
+    def take(self, edits: Sequence[Take]) -> Where:
+        """Carry out the Takes; gives the positions to select."""
+        source = torch.arange(self._touched.numel())
+        left = self._left()
+        for edit in edits:
+            entries = self._entries(edit.at, edit.units)
+            indices = edit.indices.cpu()
+            left[entries] = False
+            goal = entries[indices.sort().values]
+            left[goal] = True
+            source[goal] = entries[indices]
+        taken = left.nonzero().flatten()
+        selected = self._positions()[source[taken]]
+        self.slots = taken
+        return _where(selected)
+
+    def mix(self, edits: Sequence[Mix], value: Tensor) -> _Mixing:
+        """Carry out the Mixes."""
+        before, left, mixed = self._positions(), self._left(), torch.zeros_like(self._touched)
+        found = []
+        for edit in edits:
+            entries = edit.entries
+            self._entries(edit.at, entries.shape[0])
+            goal = entries[edit.places].flatten()
+            found.append((edit.matrix, goal if edit.matrix.dim() == 1 else entries.flatten(), goal))
+            left[entries], mixed[entries] = False, True
+            left[goal] = True
+        self.slots = left.nonzero().flatten()
+        after = self._positions()
+        rest = self.slots[~mixed[self.slots]]
+        parts = tuple(
+            (matrix.to(value.device), _where(before[source], value), _where(after[goal], value))
+            for matrix, source, goal in found
+        )
+        return _Mixing(self.slots.numel(), (_where(before[rest], value), _where(after[rest], value)), parts)
+
+    def _left(self) -> Tensor:
+        left = torch.zeros_like(self._touched)
+        left[self.slots] = True
+        return left
+
+    def _positions(self) -> Tensor:
+        """Of every dense entry, where it is; −1 if it is gone."""
+        found = torch.full(self._touched.shape, -1)
+        found[self.slots] = torch.arange(self.slots.numel())
+        return found
+
+    def _entries(self, at: Location, units: int) -> Tensor:
+        """The entries of a location, which must be there and no other edit's."""
+        entries = at.entries(units)
+        assert int(entries.max()) < self._touched.numel(), f"an edit goes beyond axis {at.axis} of {at.tensor}"
+        assert not bool(self._touched[entries].any()), f"two edits change the same entries of {at.tensor}"
+        assert bool(self._left()[entries].all()), f"an edit changes entries of {at.tensor} that are gone"
+        self._touched[entries] = True
+        return entries
+
+
+def _where(positions: Tensor, value: Tensor | None = None) -> Where:
+    """Positions as a slice if they follow each other, since that needs no copy; else on the device of `value`."""
+    first = int(positions[0]) if positions.numel() else 0
+    if torch.equal(positions, torch.arange(first, first + positions.numel())):
+        return slice(first, first + positions.numel())
+    return positions if value is None else positions.to(value.device)
+
+
+def _at(value: Tensor, axis: int, where: Where) -> Tensor:
+    if isinstance(where, slice):
+        return value.narrow(axis, where.start, where.stop - where.start)
+    return value.index_select(axis, where)
+
+
+def _put(value: Tensor, axis: int, where: Where, new: Tensor) -> None:
+    """Write into places along an axis, rounding to the precision there."""
+    if isinstance(where, slice):
+        value.narrow(axis, where.start, where.stop - where.start).copy_(new)
+    else:
+        value.index_copy_(axis, where, new.to(value.dtype))

@@ -1,0 +1,306 @@
+"""Mask equivalence: the cut network against the dense one whose removed units are replaced by what stands for them.
+
+A plan says: unit j becomes Σ_s T_js · unit s + t_j for this reader. In the dense network that is done to the
+reader's input, on the captured graph, and nothing is cut. In the small network nothing is replaced, and tensors
+are cut. In exact arithmetic both are the same function of the input. They are compared in float64, before anything
+is rounded to the stored precision: what is left is a few units in the last place, or a mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from coreprune.engine.double import Double, wide
+from coreprune.engine.observe import Arguments, fits, run, synthesise
+from coreprune.errors import CorepruneError, UnsupportedModelError
+from coreprune.maths.layer import Coreset
+from coreprune.model.capture import Captured, capture, evaluating, first_line
+from coreprune.model.site import Inspection, Tap
+from coreprune.plan import Plan
+
+__all__ = ["check", "reconstructed", "require"]
+
+SEED = 20190704
+#: entries of an operand that are rebuilt at a time
+PIECE = 2**20
+TOLERANCE = 1e-9
+
+
+def require(
+    dense_model: nn.Module,
+    small_model: nn.Module,
+    found: Inspection,
+    plan: Plan,
+    tensors64: Mapping[str, Tensor],
+    tolerance: float = TOLERANCE,
+) -> float:
+    """`check`, and raise UnsupportedModelError where the difference is more than `tolerance`.
+
+    Returns:
+        the difference.
+    """
+    difference = check(dense_model, small_model, found, plan, tensors64)
+    if not difference <= tolerance:
+        raise UnsupportedModelError(
+            f"the cut network and the dense network with its removed units replaced differ by {difference:.1e} of "
+            f"the largest output, where {tolerance:.0e} is rounding: "
+            "the cut is not what the plan says; nothing was changed"
+        )
+    return difference
+
+
+def check(
+    dense_model: nn.Module,
+    small_model: nn.Module,
+    found: Inspection,
+    plan: Plan,
+    tensors64: Mapping[str, Tensor],
+) -> float:
+    """How far the cut network is from the dense one with its removed units replaced, in float64.
+
+    Each captured graph is compared first on the least of its inputs: noise, random indices, one batch entry where
+    the graph allows it, and the live small module against the dense graph. Where that differs, or raises, it may be
+    that the code cannot do with such inputs, or that it makes constants in the precision of its activations. So
+    the example's own batch (and indices, after an exception) decides then, and a capture of the small module.
+
+    Args:
+        dense_model: not changed, whatever mode it is in.
+        small_model: the cut module. While it runs, its tensors are replaced by `tensors64`; afterwards it is as it was.
+        found: what was discovered in the dense model: graphs and taps.
+        plan: the cuts, one coreset for each reader.
+        tensors64: name → what the cut made of a tensor, in float64, unrounded. Those that are not named stay.
+
+    Returns:
+        max |a − b| / max |a| of the output where it is largest. Indices and masks among the outputs are left out.
+
+    Raises:
+        UnsupportedModelError: the small module does not run, or its outputs have other shapes.
+    """
+    coresets = _coresets(found, plan)
+    worst = 0.0
+    with evaluating(dense_model, small_model), torch.no_grad(), _plain_attention():
+        for index, captured in enumerate(found.graphs):
+            pairs = [(tap, coreset) for tap, coreset in coresets if tap.graph == index]
+            worst = max(worst, _difference(dense_model, small_model, captured, pairs, tensors64))
+    return worst
+
+
+def _difference(
+    dense_model: nn.Module,
+    small_model: nn.Module,
+    captured: Captured,
+    pairs: Sequence[tuple[Tap, Coreset]],
+    tensors64: Mapping[str, Tensor],
+) -> float:
+    """The comparison of one graph: see `check`."""
+    dense = _tensors(dense_model)
+
+    def masked(arguments: Arguments) -> list[Any]:
+        hook = _hook(pairs)
+        with Double():
+            return run(captured, dense, arguments, taps=[tap for tap, _ in pairs], hook=hook)
+
+    module = small_model.get_submodule(captured.path)
+    quick = _arguments(captured, 1 if not captured.path and fits(captured, 1) else None, dense)
+    try:
+        with _replaced(small_model, tensors64):
+            difference = _distance(masked(_copied(quick)), _live(module, quick))
+        if difference <= TOLERANCE:
+            return difference
+        failure: Exception | None = None
+    except Exception as error:  # a module raises whatever its code raises
+        failure = error
+    own = _arguments(captured, None, dense, integers=failure is None)
+    try:
+        again = capture(module, own, path=captured.path)
+        with _replaced(small_model, tensors64), Double():
+            small = run(again, _tensors(small_model), _copied(own))
+    except Exception as error:
+        if failure is None:
+            return difference
+        reason = first_line(failure if isinstance(error, CorepruneError) else error)
+        raise UnsupportedModelError(f"the cut network does not run: {reason}; nothing was changed") from failure
+    return _distance(masked(_copied(own)), small)
+
+
+# ---------------------------------------------------------------- the dense side
+
+
+def _coresets(found: Inspection, plan: Plan) -> list[tuple[Tap, Coreset]]:
+    """What stands for the units at every tap."""
+    assert found.graphs, "a stack has no captured graph to compare on"
+    pairs = []
+    for cut in plan.cuts:
+        for taps, coreset in zip(found.taps[cut.site.name], cut.coresets, strict=True):
+            if coreset.incoming is not None:
+                raise UnsupportedModelError(
+                    f"the units of {cut.site.name!r} are mixed before their activation, which cannot be compared with "
+                    "the dense network: use a method that keeps units"
+                )
+            pairs += [(tap, coreset) for tap in taps]
+    return pairs
+
+
+def _hook(pairs: Sequence[tuple[Tap, Coreset]]) -> Callable[[Tap, Tensor], Tensor]:
+    of = {id(tap): coreset for tap, coreset in pairs}
+    return lambda tap, value: reconstructed(value, tap, of[id(tap)])
+
+
+def reconstructed(value: Tensor, tap: Tap, coreset: Coreset) -> Tensor:
+    """A reader's input with its units replaced by what stands for them.
+
+        x̂_(j,d) = Σ_(s,e) T_(j,d),(s,e) x_(s,e) + t_(j,d)       for every position that shares T
+
+    Args:
+        value: the input; not changed.
+        tap: where the units are in it, entries (n, block, share).
+        coreset: T, (n·block, k·block), and t, (n·block,). With (n, k) and (n,) all entries of a unit share T.
+    """
+    n, block, _ = tap.entries.shape
+    sizes = {coreset.matrix(n).shape[0]} if coreset.mix.dim() > 1 else {n}
+    sizes |= set() if coreset.offset is None else {coreset.offset.numel()}
+    each = max(sizes) // n
+    assert each in {1, block}, f"T of {max(sizes)} rows for {n} units with blocks of {block}"
+    device = value.device
+    entries = tap.entries.to(device).reshape(n, each, -1)
+    kept = coreset.indices.to(device)
+    mix = _spread_out(coreset.mix.to(device, value.dtype), n, each)
+    offset = 0 if coreset.offset is None else coreset.offset.to(device, value.dtype).reshape(-1, 1)
+    if isinstance(offset, Tensor) and offset.numel() < n * each:
+        offset = offset.repeat_interleave(each, 0)
+
+    result = value.clone()
+    axis = tap.axis % value.dim() + 1
+    source, target = (v.unsqueeze(0).movedim(axis, -1) for v in (value, result))
+    lead = source.shape[:-1]
+    step = max(1, PIECE // source.shape[-1])
+    for rows in torch.arange(lead.numel(), device=device).split(step):
+        at = torch.unravel_index(rows, lead)
+        seen = source[at]
+        left = seen[:, entries[kept].flatten()].reshape(len(rows), kept.numel() * each, -1)
+        if mix.dim() > 1:
+            new = torch.einsum("ij,rjs->ris", mix, left) + offset
+        else:
+            new = left.new_zeros(len(rows), n * each, left.shape[2])
+            new.unflatten(1, (n, each))[:, kept] = (left * mix[:, None]).unflatten(1, (-1, each))
+            new += offset
+        seen[:, entries.flatten()] = new.flatten(1)
+        target[at] = seen
+    return result
+
+
+def _spread_out(mix: Tensor, n: int, each: int) -> Tensor:
+    """T for `each` entries of a unit, where it is given for one."""
+    if mix.dim() == 1:
+        return mix.repeat_interleave(each)
+    return mix if mix.shape[0] == n * each else torch.kron(mix, torch.eye(each, dtype=mix.dtype, device=mix.device))
+
+
+# ---------------------------------------------------------------- the small side
+
+
+@contextmanager
+def _replaced(model: nn.Module, tensors64: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with other tensors in its place, and with copies of its buffers, for as long as the context lasts."""
+    own = _tensors(model)
+    new = {id(own[name]): value for name, value in tensors64.items() if name in own}
+    saved: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in model.modules():
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
+                for leaf, old in table.items():
+                    if old is None:
+                        continue
+                    if id(old) not in new and table is module._buffers:
+                        new[id(old)] = old.clone()
+                    if id(old) in new:
+                        saved.append((table, leaf, old))
+                        table[leaf] = new[id(old)].to(old.device)
+            if isinstance(module, nn.RNNBase):  # it asks for parameters of the type of its input
+                saved.append((module.__dict__, "_flat_weights", module._flat_weights))
+                module.__dict__["_flat_weights"] = [wide(weight) for weight in module._flat_weights]
+        yield
+    finally:
+        for table, leaf, old in reversed(saved):
+            table[leaf] = old
+
+
+def _live(module: nn.Module, arguments: Arguments) -> list[Any]:
+    args, kwargs = _copied(arguments)
+    with Double():
+        return pytree.tree_leaves(module(*args, **kwargs))
+
+
+# ---------------------------------------------------------------- both
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _arguments(
+    captured: Captured, batch: int | None, tensors: Mapping[str, Tensor], integers: bool = True
+) -> Arguments:
+    """Inputs to compare on: a block's own if they have values, noise for a whole network."""
+    device = next((tensors[name].device for name in captured.states.values()), torch.device("cpu"))
+    leaves = pytree.tree_leaves(captured.arguments)
+    if captured.path and not any(isinstance(a, Tensor) and a.is_meta for a in leaves):
+        chosen = captured.arguments
+    else:
+        chosen = next(synthesise(captured, 1, SEED, batch=batch))
+    if not integers:
+        drawn, spec = pytree.tree_flatten(chosen)
+        pairs = zip(drawn, leaves, strict=True)
+        chosen = pytree.tree_unflatten([a if _floating(a) or b.is_meta else b for a, b in pairs], spec)
+    result: Arguments = pytree.tree_map(lambda a: a.to(device) if isinstance(a, Tensor) else a, chosen)
+    return result
+
+
+def _copied(arguments: Arguments) -> Arguments:
+    """In double precision, and a copy, since code may write into its inputs."""
+    result: Arguments = pytree.tree_map(lambda a: wide(a.detach().clone()) if isinstance(a, Tensor) else a, arguments)
+    return result
+
+
+def _floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _distance(dense: Sequence[Any], small: Sequence[Any]) -> float:
+    """The largest max |a − b| / max |a| of the floating outputs; inf where one is NaN or infinite alone."""
+    pairs = [[value for value in values if _floating(value)] for values in (dense, small)]
+    shapes = [[tuple(value.shape) for value in values] for values in pairs]
+    if shapes[0] != shapes[1]:
+        raise UnsupportedModelError(
+            f"the cut network's outputs have shapes {shapes[1]} where the dense one's have {shapes[0]}; "
+            "nothing was changed"
+        )
+    worst = 0.0
+    for a, b in zip(*pairs, strict=True):
+        if not a.numel():
+            continue
+        same = (a == b) | (a.isnan() & b.isnan())
+        if not bool((a.isfinite() & b.isfinite() | same).all()):
+            return float("inf")
+        gap = float((a - b).abs().masked_fill(same, 0.0).max())
+        size = float(a.abs().masked_fill(~a.isfinite(), 0.0).max())
+        worst = max(worst, gap / (size or 1.0))
+    return worst
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention layers take the path that a capture takes."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

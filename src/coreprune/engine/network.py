@@ -1,0 +1,235 @@
+"""Decide the cuts of any network: each site on its own, from what its readers are seen to get.
+
+Moments are measured where each reader reads, in the dense network, on inputs that are drawn (white noise,
+random tokens) or given. `cut_site` is a function of one site's tensors and moments and of nothing else, so sites
+can be decided in any order and anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreprune.engine.local import Request, generator_for
+from coreprune.engine.observe import Observed, moments, synthesise
+from coreprune.errors import InvalidInputError
+from coreprune.maths.gram import Moments
+from coreprune.maths.layer import Coreset, Layer
+from coreprune.maths.readers import Reading, choose, energy, error, replace_for
+from coreprune.maths.shrink import shrunk
+from coreprune.model.capture import arguments
+from coreprune.model.site import Inspection, Location, Maker, Reader, Site
+from coreprune.plan import Cut
+from coreprune.priors.data import Data
+from coreprune.priors.gaussian import Gaussian
+
+__all__ = ["PROBES", "cut_site", "decide_network", "network_curves", "prior_of"]
+
+#: inputs that are drawn where there are no data
+PROBES = 8
+_CHUNK = 2**24  # entries of a weight that are laid out at a time
+_DOUBLE = 1024  # entries of a site up to which everything is computed in float64
+
+
+def prior_of(prior: Gaussian | Data) -> str:
+    """The prior in words, for a network that is no stack."""
+    if isinstance(prior, Data):
+        return "measured on the data given, in the dense network"
+    mean = prior.mean if isinstance(prior.mean, float) else 0.0
+    std = prior.std if isinstance(prior.std, float) else 1.0
+    return (
+        f"{PROBES} random inputs (numbers N({mean:g}, {std:g}²), tokens uniform) through the dense network, "
+        "BatchNorm on their own statistics"
+    )
+
+
+def decide_network(
+    found: Inspection, tensors: Mapping[str, Tensor], widths: Mapping[str, int], request: Request
+) -> tuple[Cut, ...]:
+    """One cut for each site named in `widths`.
+
+    Args:
+        found: sites with their captured graphs.
+        tensors: parameters and buffers by name; not changed.
+        widths: units to keep, by site.
+        request: how.
+    """
+    sites = [site for site in found.sites if widths.get(site.name, site.units) < site.units]
+    seen = _observe(found, sites, tensors, request)
+    cuts = []
+    for i, site in enumerate(sites):
+        if request.progress:
+            request.progress(i, len(sites), site.name)
+        cuts.append(cut_site(site, found.makers[site.name], tensors, seen.pop(site.name), widths[site.name], request))
+    if request.progress:
+        request.progress(len(sites), len(sites), "")
+    return tuple(cuts)
+
+
+def network_curves(found: Inspection, tensors: Mapping[str, Tensor], request: Request) -> dict[str, Tensor]:
+    """err(k), k = 0 … n, of every site on its own: the share of its readers' energy that k units cannot explain."""
+    seen = _observe(found, found.sites, tensors, request)
+    result = {}
+    for site in found.sites:
+        readings = _readings(site, tensors, seen.pop(site.name))
+        path = choose(readings, site.units, 1)
+        total = max(float(path.energy.sum()), 1e-30) if not path.added else _total(readings)
+        result[site.name] = (path.curve(site.units, total) / total).double()
+    return result
+
+
+def _total(readings: list[Reading]) -> float:
+    from coreprune.maths.readers import _pooled
+
+    G, M = _pooled(readings)
+    return max(float((G * M).sum()), 1e-30)
+
+
+def cut_site(
+    site: Site,
+    makers: tuple[Maker, ...],
+    tensors: Mapping[str, Tensor],
+    seen: tuple[Observed, ...],
+    keep: int,
+    request: Request,
+) -> Cut:
+    """The cut of one site.
+
+    Args:
+        site: the site. makers: what computes its units.
+        tensors: at least those that site and makers name.
+        seen: moments of the units as each reader gets them.
+        keep: units to keep.
+        request: how.
+    """
+    readings = _readings(site, tensors, seen)
+    if request.method.name == "kernel":
+        kept = choose(readings, site.units, keep).kept
+        coresets = tuple(replace_for(reading, kept) for reading in readings)
+    else:
+        layer = _layer(site, makers, tensors, request.radius)
+        if request.method.law:
+            raise InvalidInputError(
+                f"method={request.method.name!r} turns units, which {site.name} ({site.kind}) does not allow: "
+                "use method='kernel'"
+            )
+        chosen = request.method.select(layer, keep, generator_for(request.seed, site.name))
+        if chosen.incoming is not None:
+            raise InvalidInputError(
+                f"method={request.method.name!r} merges units, which {site.name} ({site.kind}) does not allow: "
+                "use method='kernel'"
+            )
+        coresets = tuple(replace_for(reading, chosen.indices) if request.reweight else chosen for reading in readings)
+    return Cut(site, coresets, _evidence(readings, coresets))
+
+
+def _evidence(readings: list[Reading], coresets: tuple[Coreset, ...]) -> dict[str, Any]:
+    """The error of the readers' outputs under what was observed, relative to their energies."""
+    errors = [error(reading, coreset) for reading, coreset in zip(readings, coresets, strict=True)]
+    energies = [energy(reading) for reading in readings]
+    share = [e / total if total > 0 else 0.0 for e, total in zip(errors, energies, strict=True)]
+    return {
+        "relative_error": (sum(share) / max(len(share), 1)) ** 0.5,
+        "mean_square": sum(errors),
+        "output_variance": sum(energies),
+        "domain": "inputs as observed",
+        "radius": None,
+    }
+
+
+def _observe(
+    found: Inspection, sites: Any, tensors: Mapping[str, Tensor], request: Request
+) -> dict[str, tuple[Observed, ...]]:
+    """Moments at every reader of the sites, in one pass."""
+    taps = [taps for site in sites for taps in found.taps[site.name]]
+    batches = list(_inputs(found, request))
+    seen = iter(moments(found.graphs, tensors, taps, batches, batch_statistics=not request.prior.data_used))
+    return {site.name: tuple(next(seen) for _ in found.taps[site.name]) for site in sites}
+
+
+def _inputs(found: Inspection, request: Request) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    prior = request.prior
+    if isinstance(prior, Data):
+        for batch in prior.loader:
+            one = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch[0], (tuple, list)) else batch
+            yield arguments(one)
+        return
+    if isinstance(prior.mean, Tensor) or isinstance(prior.std, Tensor):
+        raise InvalidInputError("a prior per feature was given: for a network that is no stack give numbers, or data=")
+    yield from synthesise(found.graphs[0], PROBES, request.seed, prior.mean, 1.0 if prior.std is None else prior.std)
+
+
+def _readings(site: Site, tensors: Mapping[str, Tensor], seen: tuple[Observed, ...]) -> list[Reading]:
+    """Each reader's weights and moments."""
+    result = []
+    for reader, observed in zip(site.readers, seen, strict=True):
+        size = observed.covariance.shape[0]
+        kind = torch.float64 if size <= _DOUBLE else torch.float32
+        spread, mean = shrunk(observed.covariance.to(kind), observed.count), observed.mean.to(kind)
+        constant = bool(reader.bias)
+        if not constant:
+            spread, mean = spread + torch.outer(mean, mean), torch.zeros_like(mean)
+        gram = _gram(tensors[reader.weight.tensor], reader, site.units).to(kind)
+        result.append(Reading(gram, Moments(mean, spread), reader.block, constant))
+    return result
+
+
+def _gram(weight: Tensor, reader: Reader, units: int) -> Tensor:
+    """M = WᵀW over the entries of the units, (n·b, n·b), summed over outputs, kernel and shared positions."""
+    at = reader.weight
+    entries = at.entries(units).reshape(units * reader.block, -1)
+    rows = weight.detach().movedim(at.axis, 0)
+    outer = rows.shape[1]
+    step = max(1, _CHUNK // max(entries.numel() * max(rows[0, 0].numel() if rows.dim() > 1 else 1, 1), 1))
+    size = entries.shape[0]
+    kind = torch.float64 if size <= _DOUBLE else torch.float32
+    total = torch.zeros(size, size, dtype=kind, device=weight.device)
+    whole = entries.numel() == rows.shape[0] and not at.order
+    for start in range(0, outer, step):
+        part = rows[:, start : start + step]
+        part = part if whole else part.index_select(0, entries.flatten())
+        flat = part.reshape(size, -1).to(kind)
+        total.addmm_(flat, flat.T)
+    return total
+
+
+def _layer(site: Site, makers: tuple[Maker, ...], tensors: Mapping[str, Tensor], radius: float) -> Layer:
+    """The units as points: all rows that make them, BatchNorm folded in, and what is read of them at most."""
+    rows, biases = [], []
+    for maker in makers:
+        P, b = _rows(maker, site.units, tensors)
+        rows.append(P)
+        biases.append(b)
+    if not rows:
+        at = site.incoming
+        rows.append(_of_units(tensors[at.tensor], at, site.units))
+        biases.append(torch.zeros(site.units, dtype=torch.float64))
+    most = torch.zeros(site.units, dtype=torch.float64)
+    for reader in site.readers:
+        W = _of_units(tensors[reader.weight.tensor], reader.weight, site.units)
+        most = torch.maximum(most, W.abs().amax(1))
+    bias = torch.stack(biases).square().sum(0).sqrt()
+    return Layer(torch.cat(rows, 1), bias, most[None], site.phi, radius)
+
+
+def _rows(maker: Maker, units: int, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    P = _of_units(tensors[maker.weight.tensor], maker.weight, units)
+    flat = maker.weight.entries(units)
+    b = torch.zeros(units, dtype=torch.float64)
+    if maker.bias and maker.bias in tensors:
+        b = tensors[maker.bias].detach().double().cpu()[flat].norm(dim=1) if flat.shape[1] > 1 else (
+            tensors[maker.bias].detach().double().cpu()[flat[:, 0]])  # fmt: skip
+    if maker.norm is not None and flat.shape[1] == 1:
+        gamma, beta, mean, variance = (tensors[name].detach().double().cpu()[flat[:, 0]] for name in maker.norm[:4])
+        scale = gamma * (variance + maker.norm[4]).rsqrt()
+        P, b = P * scale[:, None], beta + (b - mean) * scale
+    return P, b
+
+
+def _of_units(tensor: Tensor, at: Location, units: int) -> Tensor:
+    """All entries that each unit owns at a location, (n, …) flattened, float64."""
+    rows = tensor.detach().cpu().movedim(at.axis, 0).index_select(0, at.entries(units).flatten())
+    return rows.reshape(units, -1).double()

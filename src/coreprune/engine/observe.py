@@ -1,0 +1,400 @@
+"""Run a captured forward pass on tensors: look at what readers get, replace it, and take its first two moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from coreprune.engine.double import aliases, written
+from coreprune.maths.streaming import Stream
+from coreprune.model.capture import Captured
+from coreprune.model.site import Tap
+
+__all__ = ["Moments", "Observed", "as_seen", "fits", "moments", "run", "spread", "synthesise"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Hook = Callable[[Tap, Tensor], Tensor | None]
+
+#: positions per channel below which a BatchNorm keeps its running statistics
+POSITIONS = 32
+#: Of one batch a reader's covariance takes in PER_FEATURE samples for each of its n features, or SAMPLES where that
+#: is more: n²·max(4n, 8192) multiplications. Neighbours in an image say nearly the same, so little is lost.
+PER_FEATURE, SAMPLES = 4, 8192
+#: features above which products are taken in float32 (of centred samples) and only their sums in float64
+SMALL = 512
+
+
+def run(
+    captured: Captured,
+    tensors: Mapping[str, Tensor],
+    arguments: Arguments,
+    *,
+    taps: Iterable[Tap] = (),
+    hook: Hook | None = None,
+    batch_statistics: bool = False,
+    complete: bool = True,
+) -> list[Any]:
+    """Run a captured graph, and return its outputs, flattened.
+
+    Values are freed after their last use. What the code writes into is copied first. Everything is computed
+    where the tensors are, whatever device the graph was captured on.
+
+    Args:
+        captured: the graph.
+        tensors: parameters and buffers, by their name in the model.
+        arguments: (args, kwargs), with the structure of the example's.
+        taps: of this graph, where `hook` is called.
+        hook: gets a tap and the operand as its node sees it, see `as_seen`; what it returns, if anything, is
+            what that node gets instead. Other nodes see the original.
+        batch_statistics: BatchNorms use the statistics of the batch at hand, see `_normalised`.
+        complete: False stops behind the last tap, and returns nothing.
+    """
+    how = _How(_located(captured.graph, taps), hook, _device(captured, tensors, arguments), batch_statistics)
+    changed = _written(captured.graph.graph)
+    holders = [n.name for n in captured.graph.graph.nodes if n.op == "placeholder"]
+    feed = captured.feed(tensors, arguments)
+    for i, (name, value) in enumerate(zip(holders, feed, strict=True)):
+        if isinstance(value, Tensor):
+            moved = value.detach().to(how.device)
+            feed[i] = moved.clone() if name in changed else moved
+    with torch.no_grad():
+        outputs = _Runner(captured.graph, how).go(feed, complete=complete)
+    return pytree.tree_leaves(outputs) if complete else []
+
+
+class _How(NamedTuple):
+    taps: Mapping[fx.Node, list[Tap]]
+    hook: Hook | None
+    device: torch.device
+    forced: bool
+
+
+class _Runner(fx.Interpreter):
+    """Runs the nodes one by one."""
+
+    def __init__(self, graph: fx.GraphModule, how: _How) -> None:
+        super().__init__(graph)
+        self._how = how
+
+    def go(self, feed: Sequence[Any], *, complete: bool = True) -> Any:
+        """The output for values of the placeholders."""
+        self.env, self.args_iter = {}, iter(feed)
+        waiting = {node for node in self.graph.nodes if self._within(node)}
+        for node in self.graph.nodes:
+            if not complete and not waiting:
+                return None
+            self.env[node] = result = self.run_node(node)
+            waiting.discard(node)
+            for last in self.user_to_last_uses.get(node, ()):
+                del self.env[last]
+        return result
+
+    def _within(self, node: fx.Node) -> bool:
+        """Whether a tap is at the node or in a graph that it runs."""
+        bodies: list[Any] = [self.fetch_attr(str(a.target)) for a in node.all_input_nodes if a.op == "get_attr"]
+        inner = (n for b in bodies if isinstance(b, fx.GraphModule) for n in b.graph.nodes)
+        return node in self._how.taps or any(n in self._how.taps for n in inner)
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """Arguments of a node, the tapped operand replaced and devices set."""
+        new: dict[str, Tensor] = {}
+        for tap in self._how.taps.get(n, ()):
+            operand = next(a for a in n.all_input_nodes if a.name == tap.operand)
+            seen = self._how.hook(tap, new.get(tap.operand, self.env[operand])) if self._how.hook else None
+            if seen is not None:
+                new[tap.operand] = seen
+        found = fx.map_arg((n.args, n.kwargs), lambda a: new[a.name] if a.name in new else self.env[a])
+        return pytree.tree_map(lambda a: self._how.device if isinstance(a, torch.device) else a, found)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """One operator; what only asserts is left out."""
+        name = str(target)
+        if name.startswith(("aten._assert", "aten.sym_constrain")):
+            return None
+        bodies = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
+        if bodies and name.startswith("wrap_with"):  # a block under no_grad, or under autocast
+            return _Runner(args[bodies[0]], self._how).go(args[bodies[0] + 1 :])
+        if self._how.forced and name.startswith(("aten.batch_norm", "aten._native_batch_norm_legit_no_training")):
+            whole = name.startswith("aten.batch_norm")
+            if not (whole and args[5]) and args[3] is not None:
+                result = _normalised(args[:5], args[7] if whole else args[6])
+                return result if whole else (result, result.new_empty(0), result.new_empty(0))
+        return super().call_function(target, args, kwargs)
+
+
+def _located(graph: fx.GraphModule, taps: Iterable[Tap]) -> dict[fx.Node, list[Tap]]:
+    """The nodes of the taps, in the graph itself or else in a graph within it, whose names may be the same."""
+    parts = [part for part in graph.modules() if isinstance(part, fx.GraphModule)]
+    nodes = {(n.name, a.name): n for part in reversed(parts) for n in part.graph.nodes for a in n.all_input_nodes}
+    found: dict[fx.Node, list[Tap]] = {}
+    for tap in taps:
+        found.setdefault(nodes[tap.node, tap.operand], []).append(tap)
+    return found
+
+
+def _written(graph: fx.Graph) -> set[str]:
+    """Placeholders that the code writes into, directly or through a view."""
+    found = set()
+    for node in graph.nodes:
+        for value in (node.args[i] for i in written(node.target) if i < len(node.args)):
+            while isinstance(value, fx.Node) and value.op == "call_function" and aliases(value.target):
+                value = value.args[0]  # noqa: PLW2901
+            if isinstance(value, fx.Node):
+                found.add(value.name)
+    return found
+
+
+def _device(captured: Captured, tensors: Mapping[str, Tensor], arguments: Arguments) -> torch.device:
+    leaves = (a for a in pytree.tree_leaves(arguments) if isinstance(a, Tensor))
+    first: Tensor = next(chain((tensors[name] for name in captured.states.values()), leaves), torch.empty(0))
+    return first.device
+
+
+def _normalised(operands: Sequence[Any], eps: float) -> Tensor:
+    """BatchNorm of x, (N, C, …), with the mean m and variance v of x itself in place of the running ones.
+
+        y = γ √(σ²/(σ²+ε)) (x − m)/√v + β
+
+    σ² is the running variance: the output has mean β and standard deviation |γ| √(σ²/(σ²+ε)), as it had in training,
+    which is |γ| but for channels that were all but dead. Channels that are constant in x keep the running
+    statistics, and so do all where fewer than POSITIONS values per channel are at hand.
+    """
+    x, weight, bias, mean, variance = operands
+    dims = [axis for axis in range(x.dim()) if axis != 1]
+    channels = [1, -1] + [1] * (x.dim() - 2)
+    scale = torch.rsqrt(variance + eps)
+    if x.numel() >= POSITIONS * x.shape[1]:
+        own_v, own_m = torch.var_mean(x, dims, correction=0)
+        moves = own_v > 1e-12 * own_m.square()
+        mean = torch.where(moves, own_m, mean)
+        scale = torch.where(moves, torch.sqrt(variance / (variance + eps)) * torch.rsqrt(own_v), scale)
+    scale = scale if weight is None else scale * weight
+    result: Tensor = (x - mean.reshape(channels).to(x.dtype)).mul_(scale.reshape(channels).to(x.dtype))
+    return result if bias is None else result.add_(bias.reshape(channels))
+
+
+def as_seen(value: Tensor, tap: Tap) -> Tensor:
+    """The units' entries of a reader's input, (rows, units, block, share)."""
+    rows = value.movedim(tap.axis, -1).reshape(-1, value.shape[tap.axis])
+    result: Tensor = rows[:, tap.entries.to(value.device).flatten()].reshape(-1, *tap.entries.shape)
+    return result
+
+
+def spread(total: int, limit: int) -> Tensor:
+    """`limit` of `total` positions, one from each of as many equal stretches, (limit,) int64.
+
+    Where in its stretch it lies goes by the golden ratio, so that no column of an image is met more often than another.
+
+    Example:
+        >>> spread(10, 4).tolist()
+        [0, 4, 5, 9]
+    """
+    i = torch.arange(limit, dtype=torch.float64)
+    at = (i + (i * (math.sqrt(5) - 1) / 2).frac()) * (total / limit)
+    return at.long().clamp_(max=total - 1)
+
+
+def samples(value: Tensor, tap: Tap, limit: int) -> Tensor:
+    """At most `limit` samples of the features of one unit after the other, (N, units·block).
+
+    Rows and positions that share a T are all samples; where there are more than `limit`, `spread` says which are taken.
+    """
+    last = value.movedim(tap.axis, -1)
+    entries, share = tap.entries.to(value.device).flatten(0, 1), tap.entries.shape[2]
+    rows = math.prod(last.shape[:-1])
+    if rows * share <= limit:
+        return as_seen(value, tap).flatten(1, 2).transpose(1, 2).flatten(0, 1)
+    chosen = spread(rows * share, limit).to(value.device)
+    parts = []
+    for s in range(share):
+        row = chosen[chosen % share == s] // share
+        parts.append(last[torch.unravel_index(row, last.shape[:-1])][:, entries[:, s]])
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a reader saw of its units: mean (units·block,) and covariance (units·block, units·block), float64.
+
+    The covariance is divided by `count`, the number of samples that were taken in.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+
+class Moments(Stream):
+    """A stream of samples. Above SMALL features products are float32, of samples less their batch's mean."""
+
+    def add(self, batch: Tensor) -> None:
+        """Take in samples, (N, features): with m their mean and c its rounding, N Cov = Σ(x−c)(x−c)ᵀ − N(m−c)(m−c)ᵀ."""
+        if batch.shape[1] <= SMALL or not len(batch):
+            super().add(batch)
+            return
+        mean = batch.mean(0, dtype=torch.float64)
+        near = mean.to(batch.dtype)
+        centred = (batch - near).float()
+        left, gap = (mean - near.double()).cpu(), mean.cpu() - self._mean
+        new, total = len(batch), self.count + len(batch)
+        self._scatter += (centred.T @ centred).cpu()
+        self._scatter.addr_(left, left, alpha=-new).addr_(gap, gap, alpha=self.count * new / total)
+        self._mean += gap * (new / total)
+        self.count = total
+
+
+def moments(
+    graphs: Sequence[Captured],
+    tensors: Mapping[str, Tensor],
+    readers: Sequence[tuple[Tap, ...]],
+    batches: Iterable[Arguments],
+    *,
+    batch_statistics: bool = False,
+) -> list[Observed]:
+    """Mean and covariance of what readers see.
+
+    Args:
+        graphs: `Inspection.graphs`.
+        tensors: parameters and buffers, by name.
+        readers: the taps of each; a map that is called twice has two, and their samples are pooled.
+        batches: inputs of the network. A block that was captured on its own (with a path) sees the
+            arguments that were recorded with it, once, instead.
+        batch_statistics: see `run`.
+
+    Returns:
+        One for each reader. Readers that see the same entries of the same value share theirs.
+
+    Raises:
+        InvalidInputError: a reader saw nothing, or something not finite.
+    """
+    assert all(readers), "a reader without a tap cannot be observed"
+    keys = [
+        tuple((t.graph, t.operand, t.axis, t.entries.shape, t.entries.numpy().tobytes()) for t in r) for r in readers
+    ]
+    seen: dict[Any, Moments] = {}
+    into: dict[int, list[Moments]] = {}
+    taps: dict[int, dict[int, Tap]] = {}
+    for key, reader in zip(keys, readers, strict=True):
+        if key not in seen:
+            seen[key] = Moments(math.prod(reader[0].entries.shape[:2]))
+            for tap in reader:
+                taps.setdefault(tap.graph, {})[id(tap)] = tap
+                into.setdefault(id(tap), []).append(seen[key])
+
+    def look(tap: Tap, value: Tensor) -> None:
+        new = samples(value, tap, max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES))
+        for one in into[id(tap)]:
+            one.add(new)
+
+    blocks = ((index, graphs[index].arguments) for index in taps if graphs[index].path)
+    whole = [index for index in taps if not graphs[index].path]
+    for index, arguments in chain(blocks, ((i, a) for a in (batches if whole else ()) for i in whole)):
+        at = taps[index].values()
+        run(graphs[index], tensors, arguments, taps=at, hook=look, batch_statistics=batch_statistics, complete=False)
+    done = {key: Observed(*one.moments(), one.count) for key, one in seen.items()}
+    return [done[key] for key in keys]
+
+
+def batch_size(captured: Captured) -> int:
+    """Entries of the example batch: the first axis of the first tensor; 0 if there is no tensor."""
+    shapes = [a.shape for a in pytree.tree_leaves(captured.arguments) if isinstance(a, Tensor) and a.dim()]
+    return int(shapes[0][0]) if shapes else 0
+
+
+def fits(captured: Captured, batch: int) -> bool:
+    """Whether the graph can be run on batches of another size: tried once, on shapes alone."""
+    own = batch_size(captured)
+    if batch == own or not own:
+        return batch == own
+    nodes = list(captured.graph.graph.nodes)
+    try:
+        held = {captured.states[n.name]: n.meta["val"] for n in nodes if n.name in captured.states}
+        tensors = {name: torch.empty(tuple(v.shape), dtype=v.dtype, device="meta") for name, v in held.items()}
+        inputs = pytree.tree_map(lambda a: _rows(a, own, batch, "meta"), captured.arguments)
+        outputs = run(captured, tensors, inputs)
+        expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
+    except Exception:  # whatever an operator raises that holds the size of the example
+        return False
+    pairs = zip(outputs, expected, strict=True)
+    return all(tuple(a.shape) == _shape(b, own, batch) for a, b in pairs if isinstance(a, Tensor))
+
+
+def _shape(value: Tensor, own: int, batch: int) -> tuple[int, ...]:
+    """Shape of a tensor with `batch` entries where it has `own`."""
+    shape = tuple(value.shape)
+    return (batch, *shape[1:]) if shape[:1] == (own,) else shape
+
+
+def _rows(value: Any, own: int, batch: int, device: str | torch.device) -> Any:
+    """A tensor with `batch` entries where it has `own`, in turn. Without values it is a mask that masks nothing."""
+    if not isinstance(value, Tensor):
+        return value
+    if device == "meta" or value.is_meta:
+        return torch.ones(_shape(value, own, batch), dtype=value.dtype, device=device)
+    return value[torch.arange(batch, device=value.device) % own] if value.shape[:1] == (own,) != (batch,) else value
+
+
+def synthesise(
+    captured: Captured,
+    count: int,
+    seed: int,
+    mean: float | Tensor = 0.0,
+    std: float | Tensor = 1.0,
+    *,
+    batch: int | None = None,
+) -> Iterator[Arguments]:
+    """Probe inputs: noise in the shape of the example.
+
+    Floating tensors are drawn from N(mean, std²), indices into an embedding evenly from its table. Masks and all
+    else stay as in the example.
+
+    Args:
+        captured: whose example it is.
+        count: how many batches.
+        seed: of the generator.
+        mean: of floating inputs, and `std` their standard deviation: numbers, or tensors that broadcast against them.
+        batch: entries of a batch, if `fits` says that the graph allows it; as in the example without.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    leaves, spec = pytree.tree_flatten(captured.arguments)
+    own, named = batch_size(captured), _tables(captured)
+    tables = {id(leaf): named[name] for name, leaf in zip(captured.inputs, leaves, strict=True) if name in named}
+    for _ in range(count):
+        new: dict[int, Any] = {}  # a tensor that is given twice is one to the exporter
+        for leaf in {id(leaf): leaf for leaf in leaves}.values():
+            device = "cpu" if isinstance(leaf, Tensor) and leaf.is_meta else getattr(leaf, "device", "cpu")
+            value = _rows(leaf, own, batch or own, device)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                noise = torch.randn(value.shape, generator=generator) * std + mean
+                value = noise.to(value.device, value.dtype)
+            elif id(leaf) in tables:
+                value = torch.randint(tables[id(leaf)], value.shape, generator=generator).to(value.device, value.dtype)
+            new[id(leaf)] = value
+        yield pytree.tree_unflatten([new[id(leaf)] for leaf in leaves], spec)
+
+
+#: operators that hand indices on as they are
+_SAME = {"view", "reshape", "to", "_to_copy", "clone", "contiguous", "unsqueeze", "squeeze", "expand", "slice",
+         "flatten", "detach", "alias", "select", "transpose", "permute", "_unsafe_view", "lift_fresh_copy"}  # fmt: skip
+
+
+def _tables(captured: Captured) -> dict[str, int]:
+    """Inputs that are indices into an embedding → rows of the (smallest) table."""
+    found: dict[str, int] = {}
+    for node in captured.graph.graph.nodes:
+        if not str(node.target).startswith(("aten.embedding.", "aten.embedding_bag.")):
+            continue
+        table, source = node.args[:2]
+        while source.op == "call_function" and str(source.target).split(".")[1] in _SAME:
+            source = source.args[0]
+        rows = int(table.meta["val"].shape[0])
+        if source.name in captured.inputs:
+            found[source.name] = min(rows, found.get(source.name, rows))
+    return found

@@ -1,0 +1,169 @@
+"""The forward pass as a graph of ATen operators, without running it and without looking at a weight."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from coreprune.errors import InvalidInputError, UnsupportedModelError
+
+__all__ = ["Captured", "arguments", "capture", "described", "evaluating", "first_line", "rebuilt"]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured forward pass.
+
+    Attributes:
+        path: of the module that was captured, relative to the model; "" for the model itself.
+        graph: the operators.
+        states: placeholder → name in the model of the parameter or buffer it stands for.
+        constants: placeholder → tensor that the code holds.
+        inputs: names of the placeholders of the inputs, in the order of the flattened arguments.
+        arguments: the example arguments, (args, kwargs).
+    """
+
+    path: str
+    graph: fx.GraphModule
+    states: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    inputs: tuple[str, ...]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def feed(self, tensors: Mapping[str, Tensor], arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
+        """What to give the graph's placeholders, in order."""
+        leaves = dict(zip(self.inputs, pytree.tree_leaves(arguments), strict=True))
+        known = {name: tensors[state] for name, state in self.states.items()} | dict(self.constants) | leaves
+        return [known[node.name] for node in self.graph.graph.nodes if node.op == "placeholder"]
+
+
+def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as (args, kwargs): a tensor, a tuple or list of arguments, or a dict of keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        if len(example_inputs) == 2 and isinstance(example_inputs[0], tuple) and isinstance(example_inputs[1], dict):
+            return example_inputs[0], example_inputs[1]
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+class evaluating:  # noqa: N801
+    """Context in which models are in eval mode; afterwards every module is as it was."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        """The models to put into eval mode."""
+        self._modes = [(module, module.training) for model in models for module in model.modules()]
+
+    def __enter__(self) -> None:
+        for module, _ in self._modes:
+            module.training = False
+
+    def __exit__(self, *exc: object) -> None:
+        for module, training in self._modes:
+            module.training = training
+
+
+def capture(model: nn.Module, example_inputs: Any, *, path: str = "") -> Captured:
+    """Capture a forward pass with torch.export.
+
+    Args:
+        model: in any mode, on any device; not changed.
+        example_inputs: see `arguments`.
+        path: of the model within a larger one.
+
+    Raises:
+        InvalidInputError: the model cannot be run on the inputs.
+        UnsupportedModelError: it can be run and not captured, with the exporter's reason.
+    """
+    args, kwargs = arguments(example_inputs)
+    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:  # the exporter raises whatever the model's code raises
+            _run(model, args, kwargs)
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be captured by torch.export ({first_line(error)}): "
+                "cut it block by block with capture='blocks', or rewrite what depends on values"
+            ) from error
+    signature = program.graph_signature
+    prefix = f"{path}." if path else ""
+    states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants = {name: program.constants[where] for name, where in signature.inputs_to_lifted_tensor_constants.items()}
+    known = {*states, *constants}
+    nodes = [node.name for node in program.graph_module.graph.nodes if node.op == "placeholder"]
+    return Captured(
+        path,
+        program.graph_module,
+        {name: prefix + where for name, where in states.items()},
+        constants,
+        tuple(name for name in nodes if name not in known),
+        (args, kwargs),
+    )
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run the model once, so that inputs that do not fit are told from code that cannot be captured."""
+    if any(p.is_meta for p in model.parameters()):
+        return
+    try:
+        model(*args, **kwargs)
+    except Exception as error:
+        shapes = [
+            tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in pytree.tree_leaves((args, kwargs))
+        ]
+        raise InvalidInputError(
+            f"example_inputs {shapes} do not fit {type(model).__name__} ({first_line(error)}): "
+            "pass one batch as the model takes it, as a tensor, a tuple of arguments or a dict of keyword arguments"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def described(example_inputs: Any) -> Any:
+    """Example inputs as plain data: shapes and dtypes of tensors, other values as they are; None if that cannot be."""
+    if isinstance(example_inputs, Tensor):
+        value: dict[str, Any] = {"tensor": list(example_inputs.shape), "dtype": str(example_inputs.dtype)[6:]}
+        if not example_inputs.is_floating_point() and not example_inputs.is_meta and example_inputs.numel() <= 2**16:
+            value["values"] = example_inputs.tolist()
+        return value
+    if isinstance(example_inputs, Mapping):
+        return {"dict": {str(key): described(value) for key, value in example_inputs.items()}}
+    if isinstance(example_inputs, (tuple, list)):
+        return {"tuple": [described(value) for value in example_inputs]}
+    return {"value": example_inputs if isinstance(example_inputs, (bool, int, float, str)) else None}
+
+
+def rebuilt(data: Any) -> Any:
+    """Inputs of the shapes that `described` wrote down; numbers that were not kept are zero.
+
+    Example:
+        >>> rebuilt(described({"x": torch.ones(2, 3)}))["x"].shape
+        torch.Size([2, 3])
+    """
+    try:
+        if "tensor" in data:
+            kind = getattr(torch, data["dtype"])
+            if "values" in data:
+                return torch.tensor(data["values"], dtype=kind).reshape(data["tensor"])
+            return torch.zeros(data["tensor"], dtype=kind)
+        if "dict" in data:
+            return {key: rebuilt(value) for key, value in data["dict"].items()}
+        if "tuple" in data:
+            return tuple(rebuilt(value) for value in data["tuple"])
+        return data["value"]
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise InvalidInputError(
+            f"the example inputs that the plan wrote down are damaged ({error!r}): pass example_inputs"
+        ) from error

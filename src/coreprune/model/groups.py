@@ -1,0 +1,117 @@
+"""Sites by name, by kind, and in groups that get one width."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from coreprune.errors import InvalidInputError, UnknownNameError
+from coreprune.model.site import Inspection, Site
+
+__all__ = ["KINDS", "Uniform", "agree", "alike", "chosen", "matching"]
+
+Uniform = bool | Sequence[Collection[str]]
+
+#: what a site can be a site of
+KINDS = ("linear", "gated", "conv", "residual", "heads", "experts", "embedding")
+
+
+def matching(sites: Sequence[Site], pattern: str) -> list[Site]:
+    """The sites that a name, a glob or a ``re:`` pattern means.
+
+    Raises:
+        UnknownNameError: it means none.
+    """
+    if pattern.startswith("re:"):
+        try:
+            found = [site for site in sites if re.search(pattern[3:], site.name)]
+        except re.error as error:
+            raise InvalidInputError(
+                f"{pattern!r} is not a regular expression ({error}): mend it, or use a glob"
+            ) from error
+    else:
+        found = [site for site in sites if fnmatchcase(site.name, pattern)]
+    if not found:
+        names = [site.name for site in sites]
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        raise UnknownNameError(f"no site matches {pattern!r}; the sites are: {', '.join(names[:20]) or 'none'}{more}")
+    return found
+
+
+def alike(sites: Iterable[Site]) -> list[tuple[str, ...]]:
+    """Sites whose names are equal up to block numbers, with equal kinds and numbers of units: one width for all blocks.
+
+    Returns:
+        the names of each group; every site is in one, perhaps alone.
+    """
+    groups: dict[tuple[str, str, int], list[str]] = {}
+    for site in sites:
+        groups.setdefault((_pattern(site.name), site.kind, site.units), []).append(site.name)
+    return [tuple(names) for names in groups.values()]
+
+
+def chosen(
+    inspection: Inspection, ignore: Iterable[str], kinds: Collection[str] | None, uniform: Uniform
+) -> tuple[list[Site], list[list[Site]]]:
+    """The sites that may be cut, and the same in groups that get one width each."""
+    ignored = {site.name for pattern in ignore for site in matching(inspection.sites, pattern)}
+    wanted = _kinds(inspection.sites, kinds)
+    sites = {site.name: site for site in inspection.sites if site.name not in ignored and site.kind in wanted}
+    asked = alike(inspection.sites) if uniform is True else uniform or ()
+    names, known = Counter(name for group in asked for name in group), {site.name for site in inspection.sites}
+    for name, times in names.items():
+        if name not in known:
+            raise UnknownNameError(f"{name!r} is in a group of uniform= and not a site: group sites by their names")
+        if times > 1:
+            raise InvalidInputError(f"site {name!r} is in two groups of uniform=: put it into one")
+    groups = [_group(list(group), sites) for group in asked]
+    groups += [[site] for name, site in sites.items() if name not in names]
+    order = {name: i for i, name in enumerate(sites)}
+    return list(sites.values()), sorted((g for g in groups if g), key=lambda group: order[group[0].name])
+
+
+def _group(names: Sequence[str], sites: Mapping[str, Site]) -> list[Site]:
+    """The sites of a group, all of them or none, and of one width."""
+    inside = [sites[name] for name in names if name in sites]
+    whole = [name for name in names if name not in sites]
+    if inside and whole:
+        raise InvalidInputError(
+            f"{whole[0]!r} is left whole, and {inside[0].name!r} gets the same width: "
+            f"leave {_pattern(whole[0])!r} whole, or ask for uniform=False"
+        )
+    if len({site.units for site in inside}) > 1:
+        found = ", ".join(f"{site.name!r} {site.units}" for site in inside[:3])
+        raise InvalidInputError(f"one width was asked of sites with different ones ({found}): group them by width")
+    return inside
+
+
+def _kinds(sites: Sequence[Site], kinds: Collection[str] | None) -> set[str]:
+    present = sorted({site.kind for site in sites})
+    wanted = set(present) if kinds is None else {kinds} if isinstance(kinds, str) else set(kinds)
+    unknown = sorted(wanted - set(KINDS) - set(present))
+    if unknown:
+        raise UnknownNameError(f"{unknown[0]!r} is not a kind of site: the kinds are {', '.join(KINDS)}")
+    if not wanted & set(present):
+        raise InvalidInputError(
+            f"no site is of kind {', '.join(sorted(wanted)) or 'none'}: "
+            f"there are sites of kind {', '.join(present) or 'none'}"
+        )
+    return wanted
+
+
+def _pattern(name: str) -> str:
+    """A site's name without block numbers."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def agree(group: Sequence[Site], kept: Mapping[str, int]) -> None:
+    """Raise InvalidInputError unless all sites of a group were given the same width, or none any."""
+    asked = {kept.get(site.name, site.units): site.name for site in reversed(group)}
+    if len(asked) > 1:
+        (a, first), (b, second) = list(asked.items())[:2]
+        raise InvalidInputError(
+            f"{a} units were asked of {first!r} and {b} of {second!r}, which get one width: "
+            f"ask for all with {_pattern(first)!r}, or for uniform=False"
+        )
