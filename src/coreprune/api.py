@@ -24,7 +24,7 @@ from coreprune.plan import Plan
 from coreprune.planning import Wish, decided, radius_of, tensors_of
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
-from coreprune.result import Pruned, load, read_claims, read_structure
+from coreprune.result import Pruned, configured, load, read_claims, read_structure
 from coreprune.surgery.apply import install, size, spared_copy
 from coreprune.surgery.attributes import follow
 from coreprune.surgery.edits import edited
@@ -70,7 +70,7 @@ def plan(
     ignore: Iterable[str] = (),
     radius: float | None = None,
     kinds: Iterable[str] | None = None,
-    uniform: bool = False,
+    uniform: bool | str = False,
     round_to: int | None = None,
     capture: str = "auto",
     seed: int = 0,
@@ -95,7 +95,9 @@ def plan(
         radius: β, the largest ‖x‖ that the worst-case statements speak of; default √d for d input
             features, the norm of an input whose features are all 1. Only for stacks.
         kinds: of sites to cut: linear, gated, conv, residual, heads, experts, embedding; default all.
-        uniform: one width for sites that are alike but for their block's number.
+        uniform: one width for sites that are alike but for their block's number; with "config" one width for the
+            sites that a field of the model's configuration speaks of, and no other site is cut, so that
+            ``from_pretrained`` opens the result.
         round_to: keep multiples of this many units.
         capture: see `inspect`.
         seed: decides every random choice.
@@ -159,23 +161,27 @@ def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bo
     """`apply` with the graphs at hand."""
     tensors = tensors_of(model)
     plan.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    followed = follow(model, plan.cuts)
+    attributes = tuple(follow(model, plan.cuts))
     before = size(model)
     if found is None or not found.graphs:
         changed = edited(plan.edits(tensors), tensors)
         small = model if inplace else spared_copy(model, changed)
-        install(small, changed, followed)
-        return Pruned(small, plan, *before, tuple(followed))
-    exact = edited(plan.edits(tensors), tensors, dtype=torch.float64)
+        install(small, changed, attributes)
+        return Pruned(small, plan, *before, attributes)
+    wide = plan.to(torch.float64)
+    exact = edited(wide.edits(tensors), tensors, dtype=torch.float64)
     kinds = {name: tensors[name].dtype if name in tensors else next(iter(tensors.values())).dtype for name in exact}
     changed = {name: tensor.to(kinds[name]) for name, tensor in exact.items()}
     small = spared_copy(model, changed)
-    install(small, changed, followed)
-    require(model, small, found, plan, exact)
+    install(small, changed, attributes)
+    require(model, small, found, wide, exact)
+    configuration = configured(model, small, plan)
     if inplace:
-        install(model, changed, followed)
+        install(model, changed, attributes)
         small = model
-    return Pruned(small, plan, *before, tuple(followed))
+    if configuration.config is not None:
+        small.config = configuration.config
+    return Pruned(small, plan, *before, attributes, configuration)
 
 
 def prune(
@@ -193,7 +199,7 @@ def prune(
     ignore: Iterable[str] = (),
     radius: float | None = None,
     kinds: Iterable[str] | None = None,
-    uniform: bool = False,
+    uniform: bool | str = False,
     round_to: int | None = None,
     capture: str = "auto",
     seed: int = 0,

@@ -7,7 +7,7 @@ edits, and the same list cuts a live module, a state dict or a file.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,18 @@ class Cut:
     def kept(self) -> Tensor:
         """Indices of the kept units, (k,) int64, ascending."""
         return self.coresets[0].indices
+
+    def to(self, dtype: torch.dtype) -> Cut:
+        """The cut with its matrices in another precision."""
+
+        def wide(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(dtype)
+
+        coresets = tuple(
+            Coreset(one.indices, one.mix.to(dtype), wide(one.offset), wide(one.incoming), wide(one.shift))
+            for one in self.coresets
+        )
+        return replace(self, coresets=coresets)
 
     def edits(self, tensors: Mapping[str, Tensor], made: Collection[str] = ()) -> list[Edit]:
         """The edits that carry the cut out.
@@ -116,6 +128,10 @@ class Plan:
         edits = [edit for cut in self.cuts for edit in cut.reading(tensors)]
         made = {edit.tensor for edit in edits if isinstance(edit, Add)}
         return [*edits, *(edit for cut in self.cuts for edit in cut.owning(tensors, made))]
+
+    def to(self, dtype: torch.dtype) -> Plan:
+        """The plan with its matrices in another precision, in which the edits are then computed."""
+        return replace(self, cuts=tuple(cut.to(dtype) for cut in self.cuts))
 
     @property
     def kept(self) -> dict[str, int]:

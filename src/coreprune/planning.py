@@ -15,6 +15,7 @@ from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
 from coreprune.engine.local import Progress, Request, curves, decide
 from coreprune.engine.network import decide_network, network_curves, prior_of
 from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
 from coreprune.model.capture import described
 from coreprune.model.site import Inspection
@@ -40,7 +41,7 @@ class Wish:
     ignore: Iterable[str]
     radius: float | None
     kinds: Iterable[str] | None
-    uniform: bool
+    uniform: bool | str
     round_to: int | None
     capture: str
     seed: int
@@ -89,6 +90,8 @@ def _widths(
 ) -> dict[str, int]:
     """Units to keep, by site."""
     shares: dict[str, Any] = {name: getattr(wish, name) for name in ("ignore", "kinds", "uniform", "round_to")}
+    if wish.uniform == "config":
+        shares |= _configured(model, found, wish)
     by_error = isinstance(wish.remove, numbers.Real) and float(wish.remove) > 0 and request.method.law
     if wish.budget is None and not by_error:
         if wish.remove is None and wish.units is None:
@@ -97,6 +100,30 @@ def _widths(
     left = wish.budget if wish.budget is not None else {"params": _left(wish.remove)}
     errors = network_curves(found, tensors, request) if found.graphs else curves(model, found, tensors, request)
     return allocate(found, errors, left, itemsize=next(iter(tensors.values())).element_size(), **shares)
+
+
+def _configured(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, Any]:
+    """Groups of sites that one field of the model's configuration speaks of; what has no field stays whole."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "to_dict"):
+        raise InvalidInputError(
+            f"uniform='config' was asked, but {type(model).__name__} has no configuration: give uniform=True or False"
+        )
+    allowed = set(wish.kinds or [site.kind for site in found.sites])
+    sites = {
+        site.name: (site.units, tuple((at.tensor, at.axis) for at in site.locations if at.tensor))
+        for site in found.sites
+        if site.kind in allowed
+    }
+    groups = list(governed(type(model), config, found.shapes, sites).values())
+    named = {name for group in groups for name in group}
+    if not named:
+        raise UnsupportedModelError(
+            f"{type(config).__name__} has no field for any width that can be cut: cut with uniform=True or False, and "
+            "load the result with coreprune.load"
+        )
+    whole = [site.name for site in found.sites if site.name not in named]
+    return {"uniform": groups, "ignore": (*wish.ignore, *whole)}
 
 
 def _recipe(
@@ -157,6 +184,8 @@ def _check(wish: Wish) -> None:
         raise InvalidInputError(f"prior={wish.prior!r} was given: give a coreprune.Gaussian or a coreprune.Data")
     if wish.data is not None and not isinstance(wish.data, Iterable):
         raise InvalidInputError(f"data={wish.data!r} was given: give a loader, or a list of batches")
+    if wish.uniform not in {True, False, "config"}:
+        raise InvalidInputError(f"uniform={wish.uniform!r} was asked: give True, False or 'config'")
     if not isinstance(wish.seed, numbers.Integral):
         raise InvalidInputError(f"seed={wish.seed!r} was given: give a whole number")
     if wish.draws is not None and wish.method != "sampling":

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coreprune.errors import CheckpointError
+from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.io.checkpoint import read_tensors, write_tensors
+from coreprune.io.configs import Followed as Configuration
+from coreprune.io.configs import followed as described
 from coreprune.io.directory import new_directory
 from coreprune.io.sidecar import read_json, write_json
 from coreprune.maths.layer import Coreset
@@ -21,7 +23,7 @@ from coreprune.report.text import summary
 from coreprune.surgery.apply import attributes, install, size, ties
 from coreprune.surgery.attributes import Followed, value_of
 
-__all__ = ["Pruned", "load", "read_claims", "read_structure"]
+__all__ = ["Pruned", "configured", "load", "read_claims", "read_structure"]
 
 FORMAT = 2
 
@@ -36,6 +38,7 @@ class Pruned:
         dense_parameters: entries of the dense network's tensors, each counted once however many names it has.
         dense_bytes: bytes of the same.
         followed: attributes that were changed beside those that the tensors tell.
+        configuration: for a model of `transformers`, the configuration that makes the smaller one, or why none does.
     """
 
     model: nn.Module
@@ -43,6 +46,7 @@ class Pruned:
     dense_parameters: int
     dense_bytes: int
     followed: tuple[Followed, ...] = ()
+    configuration: Configuration = field(default_factory=lambda: Configuration(None))
 
     @property
     def parameters(self) -> int:
@@ -71,14 +75,44 @@ class Pruned:
         Raises:
             CheckpointError: it exists, or cannot be written.
         """
-        again = {name for others in ties(self.model).values() for name in others}
-        state = {name: tensor for name, tensor in _state(self.model, self._changed()).items() if name not in again}
+        state = self._tensors()
         with new_directory(path, force=force) as draft:
             write_tensors(draft / "model.safetensors", state)
             turned = _turned(self.claims())
             if turned:
                 write_tensors(draft / "turned.safetensors", turned)
             write_json(draft / "structure.json", "structure", FORMAT, self._structure(state))
+
+    def save_pretrained(self, path: str | Path, source: str | Path | None = None, *, force: bool = False) -> None:
+        """Write a directory that ``from_pretrained`` opens, with structure.json beside the weights.
+
+        Args:
+            path: directory to make.
+            source: the dense model's directory, whose tokenizer and preprocessor files are copied.
+            force: replace one that is there.
+
+        Raises:
+            InvalidInputError: no configuration describes the widths, as where they differ from block to block.
+            CheckpointError: it exists, or cannot be written.
+        """
+        from coreprune.io import huggingface
+
+        known = self.configuration
+        if known.config is None:
+            raise InvalidInputError(
+                f"no configuration of transformers describes the smaller network ({known.mismatch or 'it has none'}): "
+                "cut with uniform='config', or use save() and coreprune.load"
+            )
+
+        def also(place: Path) -> None:
+            write_json(place / "structure.json", "structure", FORMAT, self._structure(self._tensors()))
+
+        huggingface.save(path, self.model, known.config, source, zeros=known.zeros, force=force, also=also)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What is stored: each tensor once, whatever names it has."""
+        again = {name for others in ties(self.model).values() for name in others}
+        return {name: tensor for name, tensor in _state(self.model, self._changed()).items() if name not in again}
 
     def _changed(self) -> list[str]:
         """Names of the tensors that the cuts may have changed."""
@@ -111,6 +145,16 @@ class Pruned:
                 for cut in self.plan.cuts
             ],
         }
+
+
+def configured(dense: nn.Module, small: nn.Module, plan: Plan) -> Configuration:
+    """The configuration of `transformers` that makes the smaller network; without one, none."""
+    config = getattr(dense, "config", None)
+    if not plan.cuts or config is None or not type(config).__module__.startswith("transformers."):
+        return Configuration(None)
+    before, after = ({name: tuple(t.shape) for name, t in model.state_dict().items()} for model in (dense, small))
+    changes = [(cut.site.name, cut.site.kind, cut.site.units, cut.kept.numel()) for cut in plan.cuts]
+    return described(type(dense), config, before, after, changes)
 
 
 def _state(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
@@ -186,8 +230,7 @@ def load(path: str | Path, make_model: Callable[[], nn.Module]) -> nn.Module:
         if name not in again
         and (name not in state or state[name].shape != tensor.shape or state[name].dtype != tensor.dtype)
     }
-    followed = _followed(path, structure, model)
-    install(model, fitting, followed)
+    install(model, fitting, _followed(path, structure, model))
     _check_sizes(path, structure, model)
     saved = model.state_dict()
     model.load_state_dict({name: tensor for name, tensor in whole.items() if name in saved}, strict=True)
@@ -278,22 +321,18 @@ def _check_factory(
             )
     for name, others in shared.items():
         for other in others:
-            if name in whole and other in whole and not _same(whole[name], whole[other]):
+            one, two = whole.get(name), whole.get(other)
+            if one is not None and two is not None and not (one.dtype == two.dtype and torch.equal(one, two)):
                 raise CheckpointError(
                     f"{name} and {other} are one tensor in the fresh instance and two in {path}: "
                     "make_model must make the dense architecture"
                 )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.dtype == b.dtype and torch.equal(a, b))
-
-
 def _check_sites(path: str | Path, structure: Mapping[str, Any], whole: Mapping[str, Tensor]) -> None:
     """Every axis must have the entries of the dense one but those of the units that went, of all its sites."""
     changed = structure["changed"]
     expected = {name: list(shape) for name, shape in changed.items() if shape is not None}
-    expected |= {name: list(whole[name].shape) for name, shape in changed.items() if shape is None}
     for site, kept in _sites(structure):
         for at in dict.fromkeys(site.locations):
             if changed.get(at.tensor) is not None:
@@ -342,17 +381,13 @@ def _followed(path: str | Path, structure: Mapping[str, Any], model: nn.Module) 
             if module is not None and attribute in attributes(module):
                 continue
             old = None if module is None else value_of(module, attribute)
-            if not (isinstance(new, int) and isinstance(old, int) and _is_size(new) and _is_size(old)):
+            if type(new) is not int or type(old) is not int or new <= 0:
                 raise CheckpointError(
                     f"{path}/structure.json sets {attribute!r} of module {name!r} to {new!r}, where the fresh instance "
                     f"has {old!r}: make_model must make the dense architecture"
                 )
             found.append(Followed(name, attribute, old, new))
     return found
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _check_sizes(path: str | Path, structure: Mapping[str, Any], model: nn.Module) -> None:

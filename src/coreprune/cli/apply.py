@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from coreprune import api
-from coreprune.cli.common import model_of, model_options
+from coreprune.cli.common import model_options, source_of, write
 from coreprune.plan import Plan
 
 __all__ = ["apply"]
@@ -21,7 +21,7 @@ def apply(model: str, factory: str | None, shape: str | None, plan: str, output:
 
     Example: coreprune apply coreprune.demo:lenet plan/ -o small/
     """
-    small = api.apply(model_of(model, factory), Plan.load(plan))
-    small.save(output, force=force)
+    source = source_of(model, factory, shape)
+    small = api.apply(source.network, Plan.load(plan))
     click.echo(small.summary())
-    click.echo(f"written to {output}")
+    write(small, output, source, force=force)

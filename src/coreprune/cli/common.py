@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,26 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from coreprune.errors import CheckpointError, InvalidInputError, UnknownNameError
+from coreprune.io import huggingface
 from coreprune.io.checkpoint import read_tensors
 from coreprune.maths.methods import METHODS
+from coreprune.model.groups import KINDS
 from coreprune.priors.gaussian import Gaussian
+from coreprune.result import Pruned
 
-__all__ = ["by_name", "factory_of", "model_of", "model_options", "progress_bar", "request_of", "request_options"]
+__all__ = [
+    "Source",
+    "by_name",
+    "example_of",
+    "factory_of",
+    "model_of",
+    "model_options",
+    "progress_bar",
+    "request_of",
+    "request_options",
+    "source_of",
+    "write",
+]
 
 Decorator = Callable[[Any], Any]
 
@@ -48,6 +64,31 @@ def factory_of(spec: str) -> Callable[[], nn.Module]:
             f"{spec!r} is a {type(found).__name__}: name a function or class that returns the model"
         )
     return found  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What MODEL means.
+
+    Attributes:
+        network: the module.
+        example: inputs to capture it with, if they are known.
+        directory: the Hugging Face directory it was read from, if it was.
+    """
+
+    network: nn.Module
+    example: Any = None
+    directory: Path | None = None
+
+
+def source_of(spec: str, factory: str | None, shape: str | None = None) -> Source:
+    """The network that MODEL and --factory mean, with an example of its inputs."""
+    place = Path(spec)
+    if place.is_dir() and factory is None:
+        found = huggingface.load(place)
+        inputs = example_of(shape) if shape is not None else huggingface.example_inputs(found.model)
+        return Source(found.model, inputs, place)
+    return Source(model_of(spec, factory), example_of(shape))
 
 
 def model_of(spec: str, factory: str | None) -> nn.Module:
@@ -96,7 +137,7 @@ def example_of(shape: str | None) -> torch.Tensor | None:
 
 def model_options(command: Any) -> Any:
     """MODEL, --factory and --input."""
-    command = click.option("--input", "shape", metavar="SHAPE", help="Shape of one batch, such as 1x784.")(command)
+    command = click.option("--input", "shape", metavar="SHAPE", help="Shape of one batch: 1x3x224x224.")(command)
     command = click.option("--factory", metavar="MODULE:NAME", help="Makes the network of a .safetensors file.")(
         command
     )
@@ -119,6 +160,10 @@ def request_options(command: Any) -> Any:
             click.option("--std", type=float, help="Of an input feature (prior)  [default: radius / sqrt(d)]"),
             click.option("--ignore", multiple=True, metavar="SITE", help="Leave these sites whole (name, glob, re:)."),
             click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]"),
+            click.option("--kinds", multiple=True, metavar="KIND", help=f"Only sites of a kind: {', '.join(KINDS)}."),
+            click.option("--uneven", is_flag=True, help="Widths that differ from block to block (Hugging Face)."),
+            click.option("--round-to", type=int, metavar="N", help="Keep multiples of N units."),
+            click.option("--capture", default="auto", show_default=True, help="auto, export or blocks."),
             click.option("--seed", type=int, default=0, show_default=True, help="Decides every random choice."),
         ]
     ):
@@ -126,7 +171,7 @@ def request_options(command: Any) -> Any:
     return command
 
 
-def request_of(options: dict[str, Any]) -> dict[str, Any]:
+def request_of(options: dict[str, Any], source: Source) -> dict[str, Any]:
     """The options of `request_options` as arguments of `coreprune.plan`."""
     remove: Any = None
     if options["remove"]:
@@ -152,6 +197,10 @@ def request_of(options: dict[str, Any]) -> dict[str, Any]:
         "method": options["method"],
         "ignore": options["ignore"],
         "radius": options["radius"],
+        "kinds": options["kinds"] or None,
+        "uniform": "config" if source.directory is not None and not options["uneven"] else False,
+        "round_to": options["round_to"],
+        "capture": options["capture"],
         "seed": options["seed"],
     }
 
@@ -172,6 +221,17 @@ def _number(text: str, kind: type) -> Any:
         return kind(text)
     except ValueError as error:
         raise InvalidInputError(f"{text!r} is not a number: give one") from error
+
+
+def write(small: Pruned, out: str, source: Source, *, force: bool) -> None:
+    """Write a result: as a directory that ``from_pretrained`` opens if it came from one and its configuration fits."""
+    if source.directory is not None and small.configuration.config is not None:
+        small.save_pretrained(out, source.directory, force=force)
+        how = f"open it with transformers.{type(small.model).__name__}.from_pretrained({out!r})"
+    else:
+        small.save(out, force=force)
+        how = f"open it with coreprune.load({out!r}, make_model)"
+    click.echo(f"written to {out}: {how}")
 
 
 @contextmanager

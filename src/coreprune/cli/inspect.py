@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from coreprune import api
-from coreprune.cli.common import example_of, model_of, model_options
+from coreprune.cli.common import model_options, source_of
 from coreprune.report.text import inspection_text
 
 __all__ = ["inspect"]
@@ -16,13 +16,19 @@ __all__ = ["inspect"]
 
 @click.command(short_help="What can shrink, and what cannot and why.")
 @model_options
+@click.option("--capture", default="auto", show_default=True, help="auto, export or blocks.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def inspect(model: str, factory: str | None, shape: str | None, as_json: bool) -> None:
+def inspect(model: str, factory: str | None, shape: str | None, capture: str, as_json: bool) -> None:
     """What can shrink, and what cannot and why.
 
-    Example: coreprune inspect coreprune.demo:lenet
+    \b
+    Examples:
+      coreprune inspect coreprune.demo:lenet
+      coreprune inspect module:factory --input 1x3x224x224
+      coreprune inspect path/to/hugging-face-directory
     """
-    found = api.inspect(model_of(model, factory), example_of(shape))
+    source = source_of(model, factory, shape)
+    found = api.inspect(source.network, source.example, capture=capture)
     if as_json:
         sites = [site.to_json() | {"governs_parameters": found.governs(site)} for site in found.sites]
         click.echo(json.dumps({"sites": sites, "refused": [asdict(refusal) for refusal in found.refused]}, indent=1))

@@ -18,8 +18,9 @@ __all__ = ["cli", "main"]
 def cli() -> None:
     """Make a trained PyTorch network smaller, without any of its data.
 
-    MODEL is module:factory (a function or class that returns the network), or a
-    .safetensors file together with --factory module:factory.
+    MODEL is module:factory (a function or class that returns the network), a
+    .safetensors file together with --factory module:factory, or a directory that
+    transformers opens with from_pretrained.
 
     \b
     coreprune demo

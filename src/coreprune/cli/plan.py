@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from coreprune import api
-from coreprune.cli.common import example_of, model_of, model_options, progress_bar, request_of, request_options
+from coreprune.cli.common import model_options, progress_bar, request_of, request_options, source_of
 from coreprune.report.text import table
 
 __all__ = ["plan"]
@@ -23,9 +23,9 @@ def plan(model: str, factory: str | None, shape: str | None, output: str, force:
 
     Example: coreprune plan coreprune.demo:lenet -o plan/ --remove 0.5
     """
-    network = model_of(model, factory)
+    source = source_of(model, factory, shape)
     with progress_bar("planning") as progress:
-        decided = api.plan(network, example_of(shape), progress=progress, **request_of(options))
+        decided = api.plan(source.network, source.example, progress=progress, **request_of(options, source))
     decided.save(output, force=force)
     rows = [[cut.site.name, f"{cut.site.units}", f"{cut.kept.numel()}"] for cut in decided.cuts]
     click.echo(table(["site", "units", "kept"], rows))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from coreprune import api
-from coreprune.cli.common import example_of, model_of, model_options, progress_bar, request_of, request_options
+from coreprune.cli.common import model_options, progress_bar, request_of, request_options, source_of, write
 from coreprune.errors import CheckpointError
 
 __all__ = ["prune"]
@@ -26,12 +26,13 @@ def prune(model: str, factory: str | None, shape: str | None, out: str, force: b
     Examples:
       coreprune prune coreprune.demo:lenet small/ --remove 0.5
       coreprune prune coreprune.demo:lenet small/ --units 0=150 --units 2=50
+      coreprune prune module:factory small/ --input 1x3x224x224 --remove "*=0.3"
+      coreprune prune path/to/hugging-face-directory small/ --remove 0.2
     """
     if Path(out).exists() and not force:
         raise CheckpointError(f"{out} exists already: give another name, or --force to replace it")
-    network = model_of(model, factory)
+    source = source_of(model, factory, shape)
     with progress_bar("pruning") as progress:
-        small = api.prune(network, example_of(shape), progress=progress, **request_of(options))
-    small.save(out, force=force)
+        small = api.prune(source.network, source.example, progress=progress, **request_of(options, source))
     click.echo(small.summary())
-    click.echo(f"written to {out}")
+    write(small, out, source, force=force)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import click
 
 from coreprune import api
-from coreprune.cli.common import model_of, model_options, progress_bar
+from coreprune.cli.common import model_options, progress_bar, source_of
 from coreprune.errors import InvalidInputError
 from coreprune.priors.gaussian import Gaussian
 from coreprune.report.text import wrap
@@ -48,10 +48,10 @@ def verify(
 
     Example: coreprune verify coreprune.demo:lenet small/ --std 0.5 --radius 10
     """
-    network = model_of(model, factory)
+    source = source_of(model, factory, shape)
     with progress_bar("verifying") as progress:
         checked = api.verify(
-            network,
+            source.network,
             out,
             prior=_prior(out, mean, std),
             radius=radius,

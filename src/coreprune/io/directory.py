@@ -44,7 +44,7 @@ def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         yield draft
         draft.chmod(0o777 & ~_umask())
         for file in draft.iterdir():
-            file.chmod(0o666 & ~_umask())
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
         if target.exists():
             _exchange(draft, target)
         else:

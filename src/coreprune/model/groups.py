@@ -32,7 +32,7 @@ def matching(sites: Sequence[Site], pattern: str) -> list[Site]:
                 f"{pattern!r} is not a regular expression ({error}): mend it, or use a glob"
             ) from error
     else:
-        found = [site for site in sites if fnmatchcase(site.name, pattern)]
+        found = [site for site in sites if site.name == pattern or fnmatchcase(site.name, pattern)]
     if not found:
         names = [site.name for site in sites]
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""

@@ -58,13 +58,14 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
         ]
         for cut in plan.cuts
     ]
+    head = ["site", "units", "kept", "activation", "error", "95 % within"][: 5 if recipe["radius"] is None else 6]
     removed = 1 - parameters / max(dense_parameters, 1)
     used = "yes" if recipe["data_used"] else "no"
     weights = "least-squares weights, " if recipe.get("reweight") else ""
     lines = [
         f"method {recipe['method']}, {weights}seed {recipe['seed']}, data used: {used}",
         f"prior: {recipe['prior']}",
-        table(["site", "units", "kept", "activation", "error", "95 % within"], rows) if rows else "nothing was cut",
+        table(head, [row[: len(head)] for row in rows]) if rows else "nothing was cut",
         f"parameters {dense_parameters:,} -> {parameters:,} ({removed:.1%} removed), "
         f"{bytes_text(dense_bytes)} -> {bytes_text(small_bytes)}",
         *(
@@ -91,6 +92,11 @@ def _notes(plan: Plan) -> list[str]:
     """What the columns mean, and the paper's bound where its method was used."""
     if not plan.cuts:
         return []
+    if plan.recipe.get("radius") is None:
+        return [
+            "error: root mean square error of what the site's readers get, this site alone being cut, as a share of "
+            "its spread, on the inputs of the prior; 'coreprune verify' measures what all cuts together do to the outputs."
+        ]
     lines = [
         "error: predicted root mean square error of what the site's readers get, all cuts up to it included, as a "
         "share of its own spread, for inputs of the prior; exact at the first site, behind it under the Gaussian "
