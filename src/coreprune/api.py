@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from coreprune.budget import Remove
 from coreprune.engine.equivalence import require
 from coreprune.engine.local import Progress
+from coreprune.engine.measure import measured
+from coreprune.engine.network import prior_of, probes
 from coreprune.engine.verify import Verification, certify
 from coreprune.errors import InvalidInputError
 from coreprune.maths.domain import Ball, Box
@@ -228,8 +230,8 @@ def verify(
     prior: Gaussian | None = None,
     radius: float | None = None,
     box: tuple[float, float] | None = None,
-    inputs: Tensor | None = None,
-    samples: int = 10_000,
+    inputs: Any = None,
+    samples: int | None = None,
     delta: float = 0.05,
     worst: bool = True,
     seed: int = 0,
@@ -243,8 +245,9 @@ def verify(
         prior: law of the inputs for the mean squares; default the one the network was cut under.
         radius: β of the ball that the worst case is taken over; default that of the cut.
         box: (lowest, highest) value of every input feature, to take it over a box instead.
-        inputs: the user's own inputs to measure on, (N, …); otherwise the prior is sampled.
-        samples: how many inputs to sample.
+        inputs: the user's own inputs to measure on, (N, …), or for a network that is no stack a loader; otherwise
+            the prior is sampled.
+        samples: how many inputs to measure on; default 10,000 for stacks, 256 otherwise.
         delta: probability with which a statement may fail.
         worst: also prove worst cases, which takes longest.
         seed: of samples and searches.
@@ -259,14 +262,20 @@ def verify(
         >>> checked.end_bound                                          # nothing was cut
         0.0
     """
-    found = discover(model)
-    if box is not None and radius is not None:
-        raise InvalidInputError("both radius= and box= were given: give one of them")
     if not isinstance(small, (Pruned, str, Path)):
         raise InvalidInputError(
             f"verify was given a {type(small).__name__}: give what prune returned, or the directory it was saved to"
         )
     recipe = small.plan.recipe if isinstance(small, Pruned) else read_structure(small)["recipe"]
+    if isinstance(small, Pruned):
+        module, claims = small.model, small.claims()
+    else:
+        module, claims = load(small, lambda: copy.deepcopy(model)), read_claims(small)
+    if recipe.get("inputs") is not None:
+        return _measured(model, module, recipe, prior, inputs, samples or 256, delta, seed)
+    found = discover(model)
+    if box is not None and radius is not None:
+        raise InvalidInputError("both radius= and box= were given: give one of them")
     if prior is None and recipe.get("prior_values"):
         prior = Gaussian.from_json(recipe["prior_values"])
     domain: Ball | Box = Ball(radius_of(radius if radius is not None else recipe.get("radius"), found.features))
@@ -274,10 +283,6 @@ def verify(
         if not (isinstance(box, tuple) and len(box) == 2 and all(isinstance(end, numbers.Real) for end in box)):
             raise InvalidInputError(f"box={box!r} was given: give the lowest and the highest value, such as (0, 1)")
         domain = Box(*(torch.full((found.features,), float(end)) for end in box))
-    if isinstance(small, Pruned):
-        module, claims = small.model, small.claims()
-    else:
-        module, claims = load(small, lambda: copy.deepcopy(model)), read_claims(small)
     return certify(
         model,
         module,
@@ -286,9 +291,32 @@ def verify(
         prior=prior or Gaussian(),
         domain=domain,
         inputs=inputs,
-        samples=samples,
+        samples=samples or 10_000,
         delta=delta,
         worst=worst,
         seed=seed,
         progress=progress,
     )
+
+
+def _measured(
+    model: nn.Module,
+    small: nn.Module,
+    recipe: Mapping[str, Any],
+    prior: Gaussian | None,
+    inputs: Any,
+    samples: int,
+    delta: float,
+    seed: int,
+) -> Verification:
+    """`verify` for a network that is no stack: the outputs on inputs that are given or drawn."""
+    if inputs is not None:
+        loader = Data([inputs] if isinstance(inputs, (Tensor, Mapping)) else inputs)
+        return measured(
+            model, small, loader.calls(), prior="the inputs given", samples=samples, delta=delta, data_used=True
+        )
+    if prior is None:
+        prior = Gaussian.from_json(recipe["prior_values"]) if recipe.get("prior_values") else Gaussian()
+    graph = discover(model, rebuilt(recipe["inputs"]), recipe.get("capture", "auto")).graphs[0]
+    drawn = probes(graph, prior, samples, seed)
+    return measured(model, small, drawn, prior=prior_of(prior), samples=samples, delta=delta, data_used=False)

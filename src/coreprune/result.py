@@ -311,10 +311,9 @@ def _check_factory(
         where = "the saved network has" if unknown else "the fresh instance has"
         other = "the fresh instance has not" if unknown else "the saved network has not"
         raise CheckpointError(f"{where} {name}, which {other}: make_model must make the dense architecture")
-    for name, tensor in whole.items():
-        dense = state.get(name)
-        shape = list(tensor.shape) if changed.get(name) is None else list(changed[name])
-        if dense is not None and list(dense.shape) != shape:
+    for name, dense in state.items():
+        shape = list(whole[name].shape if changed.get(name) is None else changed[name])
+        if list(dense.shape) != shape:
             raise CheckpointError(
                 f"{name} is {tuple(shape)} in the network that {path} was cut from and {tuple(dense.shape)} in the "
                 "fresh instance: make_model must make the dense architecture"

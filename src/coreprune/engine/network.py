@@ -7,29 +7,31 @@ can be decided in any order and anywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from coreprune.engine.local import Request, generator_for
-from coreprune.engine.observe import Observed, moments, synthesise
+from coreprune.engine.observe import Observed, batch_size, moments, synthesise
 from coreprune.errors import InvalidInputError
 from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.readers import Reading, choose, energy, error, replace_for
 from coreprune.maths.shrink import shrunk
-from coreprune.model.capture import arguments
+from coreprune.model.capture import Captured
 from coreprune.model.site import Inspection, Location, Maker, Reader, Site
 from coreprune.plan import Cut
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 
-__all__ = ["PROBES", "cut_site", "decide_network", "network_curves", "prior_of"]
+__all__ = ["cut_site", "decide_network", "network_curves", "prior_of", "probes"]
 
-#: inputs that are drawn where there are no data
-PROBES = 8
+#: positions (pixels, tokens, vectors) that are drawn where there are no data, and the fewest inputs
+POSITIONS, PROBES = 4096, 8
 _CHUNK = 2**24  # entries of a weight that are laid out at a time
 _DOUBLE = 1024  # entries of a site up to which everything is computed in float64
 
@@ -41,9 +43,20 @@ def prior_of(prior: Gaussian | Data) -> str:
     mean = prior.mean if isinstance(prior.mean, float) else 0.0
     std = prior.std if isinstance(prior.std, float) else 1.0
     return (
-        f"{PROBES} random inputs (numbers N({mean:g}, {std:g}²), tokens uniform) through the dense network, "
+        f"random inputs (numbers N({mean:g}, {std:g}²), tokens uniform) through the dense network, "
         "BatchNorm on their own statistics"
     )
+
+
+def probes_of(captured: Captured) -> int:
+    """How many inputs to draw: the fewest with POSITIONS positions where readers may stand, but PROBES at least."""
+    first = next((v for v in pytree.tree_leaves(captured.arguments) if isinstance(v, Tensor) and v.dim()), None)
+    if first is None:
+        return PROBES
+    inner = (
+        first.shape[1:] if not first.is_floating_point() else first.shape[2:] if first.dim() > 3 else first.shape[1:-1]
+    )
+    return max(PROBES, -(-POSITIONS // max(math.prod(inner), 1)))
 
 
 def decide_network(
@@ -150,16 +163,22 @@ def _observe(
     return {site.name: tuple(next(seen) for _ in found.taps[site.name]) for site in sites}
 
 
-def _inputs(found: Inspection, request: Request) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    prior = request.prior
-    if isinstance(prior, Data):
-        for batch in prior.loader:
-            one = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch[0], (tuple, list)) else batch
-            yield arguments(one)
-        return
+def probes(
+    captured: Captured, prior: Gaussian, count: int, seed: int
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Batches of at least `count` inputs that are drawn: numbers from the prior, tokens evenly."""
     if isinstance(prior.mean, Tensor) or isinstance(prior.std, Tensor):
         raise InvalidInputError("a prior per feature was given: for a network that is no stack give numbers, or data=")
-    yield from synthesise(found.graphs[0], PROBES, request.seed, prior.mean, 1.0 if prior.std is None else prior.std)
+    size = max(batch_size(captured), 1)
+    std = 1.0 if prior.std is None else float(prior.std)
+    yield from synthesise(captured, -(-count // size), seed, float(prior.mean), std)
+
+
+def _inputs(found: Inspection, request: Request) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    if isinstance(request.prior, Data):
+        yield from request.prior.calls()
+    else:
+        yield from probes(found.graphs[0], request.prior, probes_of(found.graphs[0]), request.seed)
 
 
 def _readings(site: Site, tensors: Mapping[str, Tensor], seen: tuple[Observed, ...]) -> list[Reading]:

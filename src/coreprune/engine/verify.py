@@ -25,10 +25,10 @@ from coreprune.maths.worst_case import WorstCase, worst_case
 from coreprune.model.site import Inspection, Site
 from coreprune.priors.gaussian import Gaussian, Propagation
 
-__all__ = ["SiteCertificate", "Verification", "certify"]
+__all__ = ["FEWEST", "SiteCertificate", "Verification", "certify", "exceeded"]
 
 
-_FEWEST = 100  # inputs on which a share of a hundredth can be counted
+FEWEST = 100  # inputs on which a share of a hundredth can be counted
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class Verification:
         tail: what follows the last Linear layer; the bound and the prediction do not cover it.
         end_bound: proved bound of |network(x) − small(x)| over the domain, the largest over the outputs of the
             last Linear layer; None if the worst case was not asked.
-        end_predicted: relative error of those outputs under the prior, by Gaussian closure.
+        end_predicted: relative error of those outputs under the prior, by Gaussian closure; None where the network
+            is no stack.
         end_measured: relative error of the network's outputs, measured on samples.
         samples: how many.
         exceed: ε: |network(x) − small(x)| ≤ ε at every output,
@@ -91,7 +92,7 @@ class Verification:
     domain: str
     tail: str
     end_bound: float | None
-    end_predicted: float
+    end_predicted: float | None
     end_measured: float
     samples: int
     exceed: float
@@ -127,9 +128,10 @@ class Verification:
                 f"the {self.domain}, certain but for rounding at run time."
             )
         source = "inputs that were given" if self.data_used else "inputs drawn from the prior"
+        predicted = "" if self.end_predicted is None else f" ({self.end_predicted:.1%} was predicted)"
         lines.append(
             f"the whole network, on {self.samples:,} {source}: the outputs are off by {self.end_measured:.1%} of "
-            f"their spread ({self.end_predicted:.1%} was predicted), and with confidence {1 - self.delta:.0%} by more "
+            f"their spread{predicted}, and with confidence {1 - self.delta:.0%} by more "
             f"than {self.exceed:.3g} at some output for at most {self.exceed_probability:.2%} of such inputs "
             "(Clopper-Pearson)."
         )
@@ -268,14 +270,9 @@ def _certificate(
 
 
 def _measure(dense: nn.Module, small: nn.Module, x: Tensor, delta: float) -> tuple[float, float, float]:
-    """Relative error on inputs, and (ε, p): more than ε with probability at most p, at confidence 1 − δ.
-
-    ε is the order statistic that a hundredth of the samples exceed. That it is taken from the same samples
-    does not hurt: the share of the law beyond an order statistic is a Beta variable (Wilks 1941), and its
-    quantile is Clopper and Pearson's.
-    """
-    if len(x) < _FEWEST:
-        raise InvalidInputError(f"{len(x)} inputs were given to measure on: give at least {_FEWEST}")
+    """Relative error on inputs, and what `exceeded` says of the largest error at each."""
+    if len(x) < FEWEST:
+        raise InvalidInputError(f"{len(x)} inputs were given to measure on: give at least {FEWEST}")
     if not bool(torch.isfinite(x).all()):
         raise InvalidInputError("the inputs hold NaN or infinite values: give finite inputs")
     modes = [(module, module.training) for model in (dense, small) for module in model.modules()]
@@ -291,10 +288,23 @@ def _measure(dense: nn.Module, small: nn.Module, x: Tensor, delta: float) -> tup
     finally:
         for module, training in modes:
             module.training = training
-    worst = (y - z).abs().amax(1).sort().values
-    beyond = len(worst) // 100
     relative = relative_error((y - z).square().mean(0), y.var(0, unbiased=False))
-    return relative, float(worst[len(worst) - 1 - beyond]), clopper_pearson(beyond, len(worst), delta)
+    return relative, *exceeded((y - z).abs().amax(1), delta)
+
+
+def exceeded(errors: Tensor, delta: float) -> tuple[float, float]:
+    """(ε, p): an input's error is more than ε with probability at most p, at confidence 1 − δ.
+
+    ε is the order statistic that a hundredth of the samples exceed. That it is taken from the same samples
+    does not hurt: the share of the law beyond an order statistic is a Beta variable (Wilks 1941), and its
+    quantile is Clopper and Pearson's.
+
+    Args:
+        errors: one for each input, (N,). delta: δ.
+    """
+    ordered = errors.sort().values
+    beyond = len(ordered) // 100
+    return float(ordered[len(ordered) - 1 - beyond]), clopper_pearson(beyond, len(ordered), delta)
 
 
 def _run(model: nn.Module, x: Tensor) -> Tensor:

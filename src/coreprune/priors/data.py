@@ -67,6 +67,24 @@ class Data:
                 streams[name].add(hidden)
         return {name: Law(Moments(*stream.moments())) for name, stream in streams.items()}
 
+    def calls(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """The inputs as (args, kwargs) of calls: a dict is keyword arguments, of (input, label) the input counts."""
+        seen = False
+        for batch in self.loader:
+            if isinstance(batch, Mapping):
+                yield (), dict(batch)
+            elif isinstance(batch, Tensor):
+                yield (batch,), {}
+            elif isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (Tensor, Mapping)):
+                yield from Data([batch[0]]).calls()
+            else:
+                raise InvalidInputError(
+                    f"the data yield a {type(batch).__name__}: yield tensors, dicts of keyword arguments, or (input, …)"
+                )
+            seen = True
+        if not seen:
+            raise InvalidInputError("the data yielded no inputs: give a loader with at least one batch")
+
     def _batches(self) -> Iterator[Tensor]:
         seen = False
         for batch in self.loader:

@@ -95,7 +95,7 @@ def _notes(plan: Plan) -> list[str]:
     if plan.recipe.get("radius") is None:
         return [
             "error: root mean square error of what the site's readers get, this site alone being cut, as a share of "
-            "its spread, on the inputs of the prior; 'coreprune verify' measures what all cuts together do to the outputs."
+            "its spread, on the inputs of the prior; 'coreprune verify' measures what all cuts together do."
         ]
     lines = [
         "error: predicted root mean square error of what the site's readers get, all cuts up to it included, as a "

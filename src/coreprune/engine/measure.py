@@ -1,0 +1,83 @@
+"""What all cuts together do to a network's outputs, measured: dense against small on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from coreprune.engine.verify import FEWEST, Verification, exceeded
+from coreprune.errors import InvalidInputError
+from coreprune.maths.certificate import relative_error
+from coreprune.model.capture import evaluating, first_line
+
+__all__ = ["measured"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def measured(
+    dense: nn.Module,
+    small: nn.Module,
+    batches: Iterable[Arguments],
+    *,
+    prior: str,
+    samples: int,
+    delta: float,
+    data_used: bool,
+) -> Verification:
+    """Compare two networks of the same outputs, input by input.
+
+    Args:
+        dense: the network before. small: after. Both are run in eval mode.
+        batches: arguments of calls; the first axis of every output runs over inputs.
+        prior: where the inputs come from, in words.
+        samples: stop after so many inputs.
+        delta: probability with which the statement about the tail may fail.
+        data_used: whether the inputs are the user's.
+
+    Raises:
+        InvalidInputError: too few inputs, or none that fit.
+    """
+    worst: list[Tensor] = []
+    difference, first, second, seen = 0.0, 0.0, 0.0, 0
+    with evaluating(dense, small), torch.no_grad():
+        for args, kwargs in batches:
+            y, z = (_outputs(model, args, kwargs) for model in (dense, small))
+            if y.shape != z.shape:
+                raise InvalidInputError(
+                    "outputs differ in shape: verify a network against the dense one it was made from"
+                )
+            if not bool(torch.isfinite(y).all()):
+                raise InvalidInputError("the dense network gives NaN or infinite outputs on these inputs: check them")
+            worst.append((y - z).abs().amax(1))
+            difference += float((y - z).square().sum())
+            first, second, seen = first + float(y.sum()), second + float(y.square().sum()), seen + y.numel()
+            if sum(len(one) for one in worst) >= samples:
+                break
+    count = sum(len(one) for one in worst)
+    if count < FEWEST:
+        raise InvalidInputError(f"{count} inputs were given to measure on: give at least {FEWEST}")
+    spread = second / seen - (first / seen) ** 2
+    relative = relative_error(torch.tensor([difference / seen]), torch.tensor([spread]))
+    exceed, probability = exceeded(torch.cat(worst), delta)
+    return Verification((), prior, "", "", None, None, relative, count, exceed, probability, delta, data_used)
+
+
+def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """All floating outputs of a call, (inputs, …) flattened side by side, float64."""
+    try:
+        leaves = pytree.tree_leaves(model(*args, **kwargs))
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"the inputs do not fit the network ({first_line(error)}): give them as the network takes them"
+        ) from error
+    batch = next((v.shape[0] for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()), 1)
+    parts = [v.double() for v in leaves if isinstance(v, Tensor) and v.is_floating_point()]
+    rows = [v.reshape(batch, -1) for v in parts if v.dim() and v.shape[0] == batch]
+    if not rows:
+        raise InvalidInputError("the network returns no numbers for each input, so that nothing can be compared")
+    return torch.cat(rows, 1)
