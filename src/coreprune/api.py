@@ -272,7 +272,7 @@ def verify(
     else:
         module, claims = load(small, lambda: copy.deepcopy(model)), read_claims(small)
     if recipe.get("inputs") is not None:
-        return _measured(model, module, recipe, prior, inputs, samples or 256, delta, seed)
+        return _measured(model, module, recipe, prior, inputs, 256 if samples is None else samples, delta, seed)
     found = discover(model)
     if box is not None and radius is not None:
         raise InvalidInputError("both radius= and box= were given: give one of them")
@@ -291,7 +291,7 @@ def verify(
         prior=prior or Gaussian(),
         domain=domain,
         inputs=inputs,
-        samples=samples or 10_000,
+        samples=10_000 if samples is None else samples,
         delta=delta,
         worst=worst,
         seed=seed,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +22,12 @@ from coreprune.engine.observe import Arguments, fits, run, synthesise
 from coreprune.errors import CorepruneError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Captured, capture, evaluating, first_line
+from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Tap
 from coreprune.plan import Plan
+from coreprune.surgery.apply import install, spared_copy
+from coreprune.surgery.attributes import follow
+from coreprune.surgery.edits import edited
 
 __all__ = ["check", "reconstructed", "require"]
 
@@ -40,17 +45,20 @@ def require(
     tensors64: Mapping[str, Tensor],
     tolerance: float = TOLERANCE,
 ) -> float:
-    """`check`, and raise UnsupportedModelError where the difference is more than `tolerance`.
+    """`check`, and raise UnsupportedModelError where the difference is more than `tolerance`, naming the sites.
 
     Returns:
         the difference.
     """
-    difference = check(dense_model, small_model, found, plan, tensors64)
+    try:
+        difference = check(dense_model, small_model, found, plan, tensors64)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{error}{_advice(dense_model, found, plan, tolerance)}") from error
     if not difference <= tolerance:
         raise UnsupportedModelError(
             f"the cut network and the dense network with its removed units replaced differ by {difference:.1e} of "
             f"the largest output, where {tolerance:.0e} is rounding: "
-            "the cut is not what the plan says; nothing was changed"
+            f"the cut is not what the plan says; nothing was changed{_advice(dense_model, found, plan, tolerance)}"
         )
     return difference
 
@@ -127,6 +135,46 @@ def _difference(
         reason = first_line(failure if isinstance(error, CorepruneError) else error)
         raise UnsupportedModelError(f"the cut network does not run: {reason}; nothing was changed") from failure
     return _distance(masked(_copied(own)), small)
+
+
+# ---------------------------------------------------------------- whose fault it is
+
+
+def _advice(model: nn.Module, found: Inspection, plan: Plan, tolerance: float) -> str:
+    """What to leave whole, in words; empty where the cuts of the plan, carried out once more, are right."""
+    groups = alike(cut.site for cut in plan.cuts)
+
+    def fails(part: Sequence[tuple[str, ...]]) -> bool:
+        names = {name for group in part for name in group}
+        return _fails(model, found, replace(plan, cuts=tuple(c for c in plan.cuts if c.site.name in names)), tolerance)
+
+    if not groups or not fails(groups):
+        return ""
+    names = [name for group in _culprits(fails, groups) for name in group]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    those = f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:8])}{more} are"
+    return f"; it works if {those} left whole: pass ignore={names}"
+
+
+def _culprits(fails: Callable[[Any], bool], groups: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The smallest parts that fail on their own, of groups that fail together, by halving."""
+    if len(groups) == 1:
+        return groups
+    halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+    return [group for half in halves if fails(half) for group in _culprits(fails, half)] or groups
+
+
+def _fails(model: nn.Module, found: Inspection, plan: Plan, tolerance: float) -> bool:
+    """Whether the cuts of a plan, carried out on a copy, go wrong."""
+    tensors = _tensors(model)
+    exact = edited(plan.to(torch.float64).edits(tensors), tensors, dtype=torch.float64)
+    like = next(iter(tensors.values()))
+    small = spared_copy(model, exact)
+    install(small, {k: t.to(tensors.get(k, like).dtype) for k, t in exact.items()}, follow(model, plan.cuts))
+    try:
+        return not check(model, small, found, plan, exact) <= tolerance
+    except UnsupportedModelError:
+        return True
 
 
 # ---------------------------------------------------------------- the dense side

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.local import Request, generator_for
-from coreprune.engine.observe import Observed, batch_size, moments, synthesise
+from coreprune.engine.observe import Observed, batch_size, fits, moments, synthesise
 from coreprune.errors import InvalidInputError
 from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset, Layer
@@ -32,6 +32,7 @@ __all__ = ["cut_site", "decide_network", "network_curves", "prior_of", "probes"]
 
 #: positions (pixels, tokens, vectors) that are drawn where there are no data, and the fewest inputs
 POSITIONS, PROBES = 4096, 8
+TOGETHER = 4  # of them are run together, if the network takes batches of that size
 _CHUNK = 2**24  # entries of a weight that are laid out at a time
 _DOUBLE = 1024  # entries of a site up to which everything is computed in float64
 
@@ -170,8 +171,9 @@ def probes(
     if isinstance(prior.mean, Tensor) or isinstance(prior.std, Tensor):
         raise InvalidInputError("a prior per feature was given: for a network that is no stack give numbers, or data=")
     size = max(batch_size(captured), 1)
+    batch = size if size >= TOGETHER or not fits(captured, TOGETHER) else TOGETHER
     std = 1.0 if prior.std is None else float(prior.std)
-    yield from synthesise(captured, -(-count // size), seed, float(prior.mean), std)
+    yield from synthesise(captured, -(-count // batch), seed, float(prior.mean), std, batch=batch)
 
 
 def _inputs(found: Inspection, request: Request) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:

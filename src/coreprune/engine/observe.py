@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -24,11 +24,11 @@ Hook = Callable[[Tap, Tensor], Tensor | None]
 
 #: positions per channel below which a BatchNorm keeps its running statistics
 POSITIONS = 32
-#: Of one batch a reader's covariance takes in PER_FEATURE samples for each of its n features, or SAMPLES where that
-#: is more: n²·max(4n, 8192) multiplications. Neighbours in an image say nearly the same, so little is lost.
-PER_FEATURE, SAMPLES = 4, 8192
+#: A reader's covariance takes in PER_FEATURE samples for each of its n features over all batches, or SAMPLES where that
+#: is more: n²·max(8n, 16384) multiplications. Neighbours in an image say nearly the same, so little is lost.
+PER_FEATURE, SAMPLES = 8, 16384
 #: features above which products are taken in float32 (of centred samples) and only their sums in float64
-SMALL = 512
+SMALL = 256
 
 
 def run(
@@ -275,6 +275,7 @@ def moments(
         InvalidInputError: a reader saw nothing, or something not finite.
     """
     assert all(readers), "a reader without a tap cannot be observed"
+    many = len(batches) if isinstance(batches, Sized) and len(batches) else 1
     keys = [
         tuple((t.graph, t.operand, t.axis, t.entries.shape, t.entries.numpy().tobytes()) for t in r) for r in readers
     ]
@@ -289,7 +290,7 @@ def moments(
                 into.setdefault(id(tap), []).append(seen[key])
 
     def look(tap: Tap, value: Tensor) -> None:
-        new = samples(value, tap, max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES))
+        new = samples(value, tap, max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES) // many)
         for one in into[id(tap)]:
             one.add(new)
 
