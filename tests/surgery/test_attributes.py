@@ -148,7 +148,7 @@ def test_every_attention_has_its_own_numbers():
     model = nn.Sequential(Block(Attention()), Block(Attention()))
     one, two = (heads(f"{i}.attention.") for i in "01")
     both = heads("0.attention.", readers=one.readers + two.readers)
-    both = Site(**{**vars(both), "others": both.others + (two.incoming, two.bias, *two.others)})
+    both = Site(**{**vars(both), "others": (*both.others, two.incoming, two.bias, *two.others)})
     found = changes(follow(model, [cut(both, 1)]))
     for i in "01":
         assert found[f"{i}.attention.num_heads"] == (6, 2)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import Double, wide
-from coreprune.engine.observe import Arguments, fits, run, synthesise
+from coreprune.engine.observe import Arguments, run
+from coreprune.engine.probes import fits, synthesise
 from coreprune.errors import CorepruneError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Captured, capture, evaluating, first_line

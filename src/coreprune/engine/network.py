@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.local import Request, generator_for
-from coreprune.engine.observe import Observed, batch_size, fits, moments, synthesise
+from coreprune.engine.observe import Observed, moments
+from coreprune.engine.probes import batch_size, fits, synthesise
 from coreprune.errors import InvalidInputError
 from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset, Layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from coreprune.maths.streaming import Stream
 from coreprune.model.capture import Captured
 from coreprune.model.site import Tap
 
-__all__ = ["Moments", "Observed", "as_seen", "fits", "moments", "run", "spread", "synthesise"]
+__all__ = ["Moments", "Observed", "as_seen", "moments", "run", "spread"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Hook = Callable[[Tap, Tensor], Tensor | None]
@@ -167,17 +167,25 @@ def _normalised(operands: Sequence[Any], eps: float) -> Tensor:
     statistics, and so do all where fewer than POSITIONS values per channel are at hand.
     """
     x, weight, bias, mean, variance = operands
-    dims = [axis for axis in range(x.dim()) if axis != 1]
     channels = [1, -1] + [1] * (x.dim() - 2)
     scale = torch.rsqrt(variance + eps)
     if x.numel() >= POSITIONS * x.shape[1]:
-        own_v, own_m = torch.var_mean(x, dims, correction=0)
+        own_v, own_m = _statistics(x)
         moves = own_v > 1e-12 * own_m.square()
         mean = torch.where(moves, own_m, mean)
         scale = torch.where(moves, torch.sqrt(variance / (variance + eps)) * torch.rsqrt(own_v), scale)
     scale = scale if weight is None else scale * weight
     result: Tensor = (x - mean.reshape(channels).to(x.dtype)).mul_(scale.reshape(channels).to(x.dtype))
     return result if bias is None else result.add_(bias.reshape(channels))
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean of every channel of (N, C, …): along its positions, then over the batch."""
+    if x.dim() == 2:
+        return torch.var_mean(x, 0, correction=0)
+    inner, means = torch.var_mean(x.flatten(2), 2, correction=0)
+    outer, mean = torch.var_mean(means, 0, correction=0)
+    return inner.mean(0) + outer, mean
 
 
 def as_seen(value: Tensor, tap: Tap) -> Tensor:
@@ -301,101 +309,3 @@ def moments(
         run(graphs[index], tensors, arguments, taps=at, hook=look, batch_statistics=batch_statistics, complete=False)
     done = {key: Observed(*one.moments(), one.count) for key, one in seen.items()}
     return [done[key] for key in keys]
-
-
-def batch_size(captured: Captured) -> int:
-    """Entries of the example batch: the first axis of the first tensor; 0 if there is no tensor."""
-    shapes = [a.shape for a in pytree.tree_leaves(captured.arguments) if isinstance(a, Tensor) and a.dim()]
-    return int(shapes[0][0]) if shapes else 0
-
-
-def fits(captured: Captured, batch: int) -> bool:
-    """Whether the graph can be run on batches of another size: tried once, on shapes alone."""
-    own = batch_size(captured)
-    if batch == own or not own:
-        return batch == own
-    nodes = list(captured.graph.graph.nodes)
-    try:
-        held = {captured.states[n.name]: n.meta["val"] for n in nodes if n.name in captured.states}
-        tensors = {name: torch.empty(tuple(v.shape), dtype=v.dtype, device="meta") for name, v in held.items()}
-        inputs = pytree.tree_map(lambda a: _rows(a, own, batch, "meta"), captured.arguments)
-        outputs = run(captured, tensors, inputs)
-        expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
-    except Exception:  # whatever an operator raises that holds the size of the example
-        return False
-    pairs = zip(outputs, expected, strict=True)
-    return all(tuple(a.shape) == _shape(b, own, batch) for a, b in pairs if isinstance(a, Tensor))
-
-
-def _shape(value: Tensor, own: int, batch: int) -> tuple[int, ...]:
-    """Shape of a tensor with `batch` entries where it has `own`."""
-    shape = tuple(value.shape)
-    return (batch, *shape[1:]) if shape[:1] == (own,) else shape
-
-
-def _rows(value: Any, own: int, batch: int, device: str | torch.device) -> Any:
-    """A tensor with `batch` entries where it has `own`, in turn. Without values it is a mask that masks nothing."""
-    if not isinstance(value, Tensor):
-        return value
-    if device == "meta" or value.is_meta:
-        return torch.ones(_shape(value, own, batch), dtype=value.dtype, device=device)
-    return value[torch.arange(batch, device=value.device) % own] if value.shape[:1] == (own,) != (batch,) else value
-
-
-def synthesise(
-    captured: Captured,
-    count: int,
-    seed: int,
-    mean: float | Tensor = 0.0,
-    std: float | Tensor = 1.0,
-    *,
-    batch: int | None = None,
-) -> Iterator[Arguments]:
-    """Probe inputs: noise in the shape of the example.
-
-    Floating tensors are drawn from N(mean, std²), indices into an embedding evenly from its table. Masks and all
-    else stay as in the example.
-
-    Args:
-        captured: whose example it is.
-        count: how many batches.
-        seed: of the generator.
-        mean: of floating inputs, and `std` their standard deviation: numbers, or tensors that broadcast against them.
-        batch: entries of a batch, if `fits` says that the graph allows it; as in the example without.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    leaves, spec = pytree.tree_flatten(captured.arguments)
-    own, named = batch_size(captured), _tables(captured)
-    tables = {id(leaf): named[name] for name, leaf in zip(captured.inputs, leaves, strict=True) if name in named}
-    for _ in range(count):
-        new: dict[int, Any] = {}  # a tensor that is given twice is one to the exporter
-        for leaf in {id(leaf): leaf for leaf in leaves}.values():
-            device = "cpu" if isinstance(leaf, Tensor) and leaf.is_meta else getattr(leaf, "device", "cpu")
-            value = _rows(leaf, own, batch or own, device)
-            if isinstance(value, Tensor) and value.is_floating_point():
-                noise = torch.randn(value.shape, generator=generator) * std + mean
-                value = noise.to(value.device, value.dtype)
-            elif id(leaf) in tables:
-                value = torch.randint(tables[id(leaf)], value.shape, generator=generator).to(value.device, value.dtype)
-            new[id(leaf)] = value
-        yield pytree.tree_unflatten([new[id(leaf)] for leaf in leaves], spec)
-
-
-#: operators that hand indices on as they are
-_SAME = {"view", "reshape", "to", "_to_copy", "clone", "contiguous", "unsqueeze", "squeeze", "expand", "slice",
-         "flatten", "detach", "alias", "select", "transpose", "permute", "_unsafe_view", "lift_fresh_copy"}  # fmt: skip
-
-
-def _tables(captured: Captured) -> dict[str, int]:
-    """Inputs that are indices into an embedding → rows of the (smallest) table."""
-    found: dict[str, int] = {}
-    for node in captured.graph.graph.nodes:
-        if not str(node.target).startswith(("aten.embedding.", "aten.embedding_bag.")):
-            continue
-        table, source = node.args[:2]
-        while source.op == "call_function" and str(source.target).split(".")[1] in _SAME:
-            source = source.args[0]
-        rows = int(table.meta["val"].shape[0])
-        if source.name in captured.inputs:
-            found[source.name] = min(rows, found.get(source.name, rows))
-    return found

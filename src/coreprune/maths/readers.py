@@ -107,19 +107,22 @@ def replace_for(reading: Reading, kept: Tensor) -> Coreset:
 
 
 def error(reading: Reading, coreset: Coreset) -> float:
-    """E‖y − ŷ‖² = tr M (G − X Tᵀ − T Xᵀ + T G_SS Tᵀ) + gᵀ M g, g = m − T m_S − t, for any T and t."""
+    """E‖y − ŷ‖² = tr M (G − X Tᵀ − T Xᵀ + T G_SS Tᵀ) + gᵀ M g, g = m − T m_S − t, for any T and t.
+
+    The trace is tr M G − ⟨M T, 2X − T G_SS⟩.
+    """
     b, G, m = reading.block, reading.moments.covariance, reading.moments.mean
     entries = (coreset.indices[:, None] * b + torch.arange(b)).flatten()
     T = coreset.mix.to(G.dtype)
     if T.dim() == 1:
         T = G.new_zeros(G.shape[0], entries.numel())
         T[entries, torch.arange(entries.numel())] = coreset.mix.to(G.dtype).repeat_interleave(b)
-    X = G[:, entries] @ T.T
-    left = G - X - X.T + T @ G[entries][:, entries] @ T.T
+    X = G[:, entries]
+    explained = float(((reading.gram @ T) * (2 * X - T @ X[entries])).sum())
     gap = m - T @ m[entries]
     if coreset.offset is not None:
         gap = gap - coreset.offset.to(G.dtype)
-    return max(float((reading.gram * left).sum()), 0.0) + float(gap @ reading.gram @ gap)
+    return max(energy(reading) - explained, 0.0) + float(gap @ reading.gram @ gap)
 
 
 def _pooled(readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:

@@ -219,7 +219,6 @@ def reshaped(labels: Labels, value: Value, shape: tuple[int, ...]) -> Value:
         for other in clash:
             for one in (block, other):
                 labels.freeze(one.ids, "is merged with another axis of units")
-            blocks = [b for b in blocks if b is not other]
         used |= dict.fromkeys(olds, block)
         wide = [block.ids.shape[block.axes.index(a)] if a in block.axes else 1 for a in olds]
         ids = np.broadcast_to(block.ids.reshape(wide), [value.shape[a] for a in olds])

@@ -16,7 +16,7 @@ from coreprune.model.activations import of_aten
 from coreprune.model.axes import Ids, Value
 from coreprune.model.capture import Captured
 from coreprune.model.site import Location, Maker, Reader, Refusal, Site, Tap
-from coreprune.model.walk import Read, Walk, shape_of, trace
+from coreprune.model.walk import Read, Walk, norm_behind, shape_of, trace
 
 __all__ = ["Found", "find"]
 
@@ -86,14 +86,25 @@ def _enter(walk: Walk, node: fx.Node, made: dict[Place, tuple[Maker, fx.Node]], 
         return
     operand, axis, bias = at
     source = _source(walk, node.args[operand])
-    if source is not None and source in walk.axes:
-        made.setdefault((source, axis), (_maker(walk, node, (source, axis), bias), node))
+    if source is not None:
+        place = _row_place(walk, walk.values[node.args[operand].name], axis)  # type: ignore[union-attr]
+        if place is not None:
+            made.setdefault(place, (_maker(walk, node, place, bias), node))
     elif source is None and _is_map(node):
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         where = str(stack[-1][0]) if stack else node.name
         computed.append(
             Refusal(where, "its weight is computed (a parametrisation, an adapter): merge or remove it first")
         )
+
+
+def _row_place(walk: Walk, value: Value, axis: int) -> Place | None:
+    """The parameter and its axis that run along an axis of a value that is a view of it."""
+    source, block = str(value.source), value.at(axis)
+    for a, ids in enumerate(walk.axes[source]):
+        if ids.size == 1 if block is None else bool(np.isin(block.ids.flat[0], ids)):
+            return source, a
+    return None
 
 
 def _is_map(node: fx.Node) -> bool:
@@ -124,13 +135,14 @@ def _source(walk: Walk, node: object) -> str | None:
 def _maker(walk: Walk, node: fx.Node, place: Place, at: int | None) -> Maker:
     """Weight, bias and BatchNorm of a map."""
     bias = _source(walk, node.args[at]) if at is not None and len(node.args) > at else None
-    users = list(node.users)
     norm = None
-    if len(users) == 1 and str(users[0].target).startswith("aten.batch_norm"):
-        names = [_source(walk, argument) for argument in users[0].args[1:5]]
+    convolved = str(node.target).startswith("aten.conv")
+    behind = norm_behind(node, len(shape_of(node)) - (len(shape_of(node.args[1])) - 1 if convolved else 1))
+    if behind is not None:
+        names = [_source(walk, argument) for argument in behind.args[1:5]]
         if all(names):
             gamma, beta, mean, variance = (str(name) for name in names)
-            norm = (gamma, beta, mean, variance, float(users[0].args[7]))  # type: ignore[arg-type]
+            norm = (gamma, beta, mean, variance, float(behind.args[7]))  # type: ignore[arg-type]
     return Maker(Location(*place), bias or "", norm)
 
 
@@ -275,18 +287,28 @@ class _Census:
             where[read.weight - labels[0]] = np.arange(read.weight.size)
             seen.append(where[entries])
             block = max(block, np.unique(read.ids[seen[-1][0]]).size)
+        if at.span % block:  # some of its entries are equal, and some are not
+            block = at.span
         taps = tuple(
             Tap(read.graph, read.node, read.operand, read.axis, torch.from_numpy(s.reshape(units, block, -1)))
             for read, s in zip(reads, seen, strict=True)
         )
         biases = {read.bias for read in reads}
         bias = biases.pop() if len(biases) == 1 else None
-        if bias is not None and len(reads) > 1 and bias[1] < 0:
+        if bias is not None and not self._alone(bias, reads):
             bias = None
         outputs = reads[0].outputs
-        out = self._place(int(outputs[0]))[1] if outputs.size else 0
+        out = self._place(int(outputs[0]))[1] if outputs.size else int(at.axis == 0)
         name, sign = bias or ("", 1.0)
         return Reader(at, name, sign, block, out), taps
+
+    def _alone(self, bias: tuple[str, float], reads: Sequence[Read]) -> bool:
+        """Whether what takes up a constant serves these reads and nothing else."""
+        name, sign = bias
+        uses = self.walk.uses.get(name, set())
+        if sign < 0:  # the norm behind the one read
+            return len(reads) == 1 and len(uses) == 1
+        return uses <= {(read.graph, read.node) for read in reads}
 
     def _kind(self, classes: Ids, makers: Sequence[Place], first: Place) -> str:
         """A word for what the units are."""

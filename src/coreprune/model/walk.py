@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.model.axes import Block, Ids, Labels, Value, joined, trimmed
 
-__all__ = ["Read", "Walk", "kept", "shape_of", "trace"]
+__all__ = ["Read", "Walk", "kept", "norm_behind", "shape_of", "trace"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Walk:
         reads: in forward order.
         attended: labels that met attention scores.
         gated: labels of two branches that were multiplied.
+        uses: of every parameter and buffer the nodes that compute with it, as (graph, node).
         values: what is known of each node of the graph at hand.
         graph: its number. depth: how many graphs it lies within.
     """
@@ -62,6 +63,7 @@ class Walk:
     reads: list[Read] = field(default_factory=list)
     attended: list[Ids] = field(default_factory=list)
     gated: list[Ids] = field(default_factory=list)
+    uses: dict[str, set[tuple[int, str]]] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     graph: int = 0
     depth: int = 0
@@ -154,6 +156,9 @@ class Walk:
                     self.attended.append(block.ids)
         elif self.depth:
             self.freeze([x, w], "is read within an inner graph")
+        elif len(self.axes[w.source]) < 2:
+            self.freeze([w], "is a vector that reads units")
+            self.pin(x, [axis], "is read by a vector")
         elif right is None:
             self.pin(x, [axis], "is read by a part of a parameter")
         elif left is None:
@@ -176,9 +181,16 @@ def shape_of(node: fx.Node) -> Any:
     return _shape(node.meta.get("val"))
 
 
+def norm_behind(node: fx.Node, channel: int) -> fx.Node | None:
+    """The BatchNorm that alone uses a node, if its channels (axis 1) are those on axis `channel` of the node."""
+    users = list(node.users)
+    alone = len(users) == 1 and str(users[0].target).startswith("aten.batch_norm") and users[0].args[0] is node
+    return users[0] if alone and channel == 1 else None
+
+
 def _shape(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return tuple(int(size) for size in value.shape)
+        return tuple(size if isinstance(size, int) else 1 for size in value.shape)
     if isinstance(value, (tuple, list)):
         return [_shape(v) for v in value]
     return None
@@ -200,9 +212,21 @@ def trace(graph: fx.Graph, walk: Walk, given: Mapping[str, Value]) -> Any:
             walk.values[node.name] = given[node.name]
         elif node.op == "output":
             output = fx.map_arg(node.args[0], lambda n: walk.values.get(n.name))
+            _note(walk, node, output, None)
         elif node.op == "call_function":
-            walk.values[node.name] = _call(walk, node, RULES)
+            walk.values[node.name] = result = _call(walk, node, RULES)
+            _note(walk, node, [walk.values.get(n.name) for n in node.all_input_nodes], result)
     return output
+
+
+def _note(walk: Walk, node: fx.Node, given: Any, result: Any) -> None:
+    """Write down which parameters a node computes with, and does not only hand on."""
+    before, after = (
+        {v.source for v in pytree.tree_leaves(values) if isinstance(v, Value) and v.source}
+        for values in (given, result)
+    )
+    for source in before - after:
+        walk.uses.setdefault(source, set()).add((walk.graph, node.name))
 
 
 def _call(walk: Walk, node: fx.Node, rules: Mapping[str, Any]) -> Any:
@@ -213,20 +237,29 @@ def _call(walk: Walk, node: fx.Node, rules: Mapping[str, Any]) -> Any:
         at: Any = args[1]
         return whole[at] if isinstance(whole, (list, tuple)) and at < len(whole) else None
     inner = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
-    if inner and isinstance(inner[0].graph.owning_module, fx.GraphModule):
+    if inner and name.startswith("wrap_with") and isinstance(inner[0].graph.owning_module, fx.GraphModule):
         body = getattr(inner[0].graph.owning_module, str(inner[0].target))
         if isinstance(body, fx.GraphModule):
             return _inner(walk, body, args[list(node.args).index(inner[0]) + 1 :])
-    rule = rules.get(name.rpartition(".")[0])
+    operation = name.rpartition(".")[0] or name
+    rule = rules.get(operation)
     shape = shape_of(node)
     values = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Value)]
-    if rule is not None and shape is not None and any(v.blocks for v in values):
+    if _open(node):
+        walk.freeze(values, "has as many positions as its values say")
+    elif rule is not None and shape is not None and any(v.blocks for v in values):
         return rule(walk, node, args, kwargs)
-    if rule is None and shape is not None and not any(part in name for part in ("aten.new_", "aten.sym_")):
-        walk.freeze(values, f"goes through {name.rpartition('.')[0]}, for which there is no rule")
+    elif rule is None and shape is not None and not any(part in name for part in ("aten.new_", "aten.sym_")):
+        walk.freeze(values, f"goes through {operation}, for which there is no rule")
     if isinstance(shape, list):
         return [None if one is None else Value(one) for one in shape]
     return None if shape is None else Value(shape)
+
+
+def _open(node: fx.Node) -> bool:
+    """Whether the shape of what a node gives depends on values."""
+    tensors = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+    return any(not isinstance(size, int) for tensor in tensors for size in tensor.shape)
 
 
 def _inner(walk: Walk, body: fx.GraphModule, args: list[Any]) -> Any:

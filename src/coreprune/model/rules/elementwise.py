@@ -13,19 +13,19 @@ from coreprune.model.rules.table import Args, aten, channels, name_of, rule
 from coreprune.model.walk import Walk, shape_of
 
 ELEMENTWISE = """
-    abs acos add add_ addcdiv addcmul alpha_dropout and_ asin atan atan2 bitwise_and bitwise_not bitwise_or
+    abs acos add add_ addcdiv addcmul alpha_dropout asin atan atan2 bitwise_and bitwise_not bitwise_or
     bitwise_xor ceil celu clamp clamp_ clamp_max clamp_min clip copysign cos cosh div div_ dropout dropout_ elu
     elu_ eq erf erfc erfinv exp exp_ exp2 expm1 feature_dropout fill fill_ floor floor_divide fmod frac ge gelu gt
     hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ isfinite isinf isnan le leaky_relu
     leaky_relu_ lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor logit lt
     masked_fill masked_fill_ maximum minimum mish mish_ mul mul_ nan_to_num ne neg neg_ pow pow_ reciprocal relu
     relu6 relu6_ relu_ remainder round rrelu rsqrt rsub selu selu_ sigmoid sigmoid_ sign silu silu_ sin sinh
-    softplus softshrink softsign sqrt square sub sub_ subtract tan tanh tanh_ tanhshrink threshold threshold_
+    softplus softshrink sqrt square sub sub_ subtract tan tanh tanh_ threshold threshold_
     true_divide divide multiply trunc where xlogy __and__ __or__ __xor__ logaddexp float_power greater less hypot
 """
 
 SAME = """
-    alias clone contiguous detach detach_ to _to_copy type_as float double half lift_fresh lift_fresh_copy
+    alias clone contiguous detach detach_ to _to_copy type_as lift_fresh lift_fresh_copy
     positive requires_grad_ _conj resolve_conj resolve_neg pin_memory zeros_like ones_like empty_like full_like
     rand_like randn_like
 """
@@ -44,9 +44,9 @@ def elementwise(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -
 
 @aten(SAME)
 def same(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Value:
-    """A view or a copy."""
+    """A view or a copy; or numbers of their own in the same shape."""
     value: Value = args[0]
-    return value
+    return replace(value, source=None) if name_of(node).endswith("_like") else value
 
 
 @rule("aten.copy_", "aten.copy")

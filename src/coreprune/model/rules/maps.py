@@ -9,24 +9,42 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from coreprune.model.axes import Block, Value, joined
+from coreprune.model.axes import Block, Ids, Value, joined
 from coreprune.model.rules.table import Args, argument, aten, name_of, on_axis, rule
-from coreprune.model.walk import Walk, kept, shape_of
+from coreprune.model.walk import Walk, kept, norm_behind, shape_of
 
 
-def _constant(walk: Walk, node: fx.Node, bias: Any, *, exact: bool) -> tuple[str, float] | None:
-    """What can take up a constant that a read no longer sees: the bias, or the mean of a BatchNorm behind."""
-    if not exact:
+def _constant(
+    walk: Walk, node: fx.Node, operands: tuple[Value, int, Any], channel: int = 1
+) -> tuple[str, float] | None:
+    """What can take up a constant that a read no longer sees: the bias, or the mean of a BatchNorm behind.
+
+    Args:
+        walk: the pass. node: the map.
+        operands: weight, its axis of outputs, and bias.
+        channel: the axis of the node that runs over the outputs.
+    """
+    w, outputs, bias = operands
+    if w.source is None or sum(s > 1 for s in w.shape) != sum(ids.size > 1 for ids in walk.axes[w.source]):
+        return None  # one of several matrices in a parameter
+    sign = 1.0
+    if bias is None:
+        norm = norm_behind(node, channel)
+        mean = None if norm is None else norm.args[3]
+        bias, sign = walk.values.get(mean.name) if isinstance(mean, fx.Node) else None, -1.0
+    if not isinstance(bias, Value) or bias.source is None or len(walk.axes[bias.source]) != len(bias.shape) != 1:
         return None
-    if isinstance(bias, Value):
-        return (bias.source, 1.0) if bias.source is not None and len(bias.shape) == 1 else None
-    users = list(node.users)
-    if len(users) == 1 and str(users[0].target).startswith("aten.batch_norm") and users[0].args[0] is node:
-        mean = users[0].args[3]
-        value = walk.values.get(mean.name) if isinstance(mean, fx.Node) else None
-        if isinstance(value, Value) and value.source is not None:
-            return value.source, -1.0
-    return None
+    same = _positions(walk, w, outputs) == _positions(walk, bias, 0)
+    return (bias.source, sign) if same else None
+
+
+def _positions(walk: Walk, value: Value, axis: int) -> tuple[int, list[int]]:
+    """Which entries of a parameter's axis a value holds along its own: how many there are, and those."""
+    block = value.at(axis)
+    if block is None:
+        return value.shape[axis], [0] * value.shape[axis]
+    own: Ids = next(ids for ids in walk.axes[str(value.source)] if ids[0] <= block.ids.flat[0] <= ids[-1])
+    return own.size, (block.ids - own[0]).ravel().tolist()
 
 
 @rule("aten.linear")
@@ -34,7 +52,8 @@ def linear(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Val
     """Y = x Wᵀ + c."""
     x, w, bias = args[0], args[1], argument(args, kwargs, 2, "bias")
     shape = shape_of(node)
-    walk.contract(x, -1, w, -1, node, "linear", 0, _constant(walk, node, bias, exact=True))
+    constant = _constant(walk, node, (w, 0, bias), len(shape) - 1) if len(w.shape) == 2 else None
+    walk.contract(x, -1, w, -1, node, "linear", 0 if len(w.shape) == 2 else None, constant)
     last = len(shape) - 1
     blocks = kept(walk.consumed(x, [last]).blocks, {a: a for a in range(last)})
     out = w.at(0) if len(w.shape) == 2 else None
@@ -104,7 +123,8 @@ def matmul(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Val
 def addmm(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Value:
     """Bias + x @ y, as the Conv1D of language models writes it."""
     bias, x, y = args[:3]
-    own = _constant(walk, node, bias, exact=True) if len(bias.shape) == 1 and not kwargs else None
+    plain = len(y.shape) == 2 and y.source is not None and len(bias.shape) == 1 and not kwargs
+    own = _constant(walk, node, (y, 1, bias)) if plain else None
     product = _product(walk, node, x, y, _letters(x, y), own)
     return walk.elementwise(product.shape, [product, bias])
 
@@ -195,7 +215,7 @@ def convolution(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -
         return result
     padded = padding == "same" or (padding != "valid" and any(np.atleast_1d(padding)))
     _weight_space(walk, w)
-    exact = _constant(walk, node, bias, exact=not padded)
+    exact = None if padded else _constant(walk, node, (w, 0, bias), len(shape_of(node)) - (len(w.shape) - 1))
     return _convolved(walk, node, (x, w, bias), groups, (1, 0), exact, "conv")
 
 

@@ -173,7 +173,6 @@ def index(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Valu
 @aten(
     """
     index_select flip roll sort argsort cumsum softmax _softmax log_softmax cummax special_softmax
-    normalize
     """
 )
 def along(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Any:
@@ -182,7 +181,7 @@ def along(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Any:
     name = name_of(node)
     default = -1 if "sort" in name else None
     dims = argument(args, kwargs, {"roll": 2}.get(name, 1), "dims" if name in {"flip", "roll"} else "dim", default)
-    if dims is None:
+    if dims is None or (name == "roll" and not dims):
         dims = list(range(len(x.shape)))
     axes = {a % len(x.shape) for a in (dims if isinstance(dims, (list, tuple)) else [dims])} if x.shape else set()
     left = walk.drop(x, axes, f"its positions are taken together ({name})", keepdim=True)

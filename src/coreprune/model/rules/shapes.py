@@ -54,7 +54,7 @@ def transpose(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> 
 def turned(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Value:
     """The last two axes exchanged."""
     order = list(range(len(args[0].shape)))
-    return _permuted(args[0], [*order[:-2], *order[:-3:-1]])
+    return _permuted(args[0], order[::-1] if "numpy" in name_of(node) else [*order[:-2], *order[:-3:-1]])
 
 
 @rule("aten.movedim", "aten.moveaxis")
@@ -107,6 +107,8 @@ def repeat_interleave(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, A
 def pixels(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Value:
     """Channels traded for positions, or shuffled."""
     x, r, name = args[0], args[1], name_of(node)
+    if "pixel" in name:
+        x = walk.drop(x, [-1, -2], "is traded for channels", keepdim=True)
     block = x.at(-3 if "pixel" in name else 1)
     shape = shape_of(node)
     if block is None or len(block.axes) > 1:
@@ -121,6 +123,6 @@ def pixels(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Val
         new = block.ids.repeat(r * r)
     else:
         ids = block.ids.reshape(r, -1)
-        walk.labels.split(ids)
+        walk.labels.couple(ids, ids[:1])  # there will be as many groups
         new = ids.T.ravel()
     return Value(shape, tuple(b for b in x.blocks if b is not block) + on_axis(axis, new))

@@ -26,7 +26,7 @@ def reduction(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> 
         return walk.elementwise(shape, args[:2])
     at = 2 if name in {"norm", "linalg_vector_norm", "topk"} else 1
     dims = argument(args, kwargs, at, "dim", -1 if name == "topk" else None)
-    if dims is None or dims == []:
+    if dims is None or dims == [] or isinstance(dims, bool):
         dims = list(range(len(x.shape)))
     axes = {a % len(x.shape) for a in (dims if isinstance(dims, (list, tuple)) else [dims])} if x.shape else set()
     first = shape[0] if isinstance(shape, list) else shape
@@ -44,9 +44,11 @@ def reduction(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> 
     """
 )
 def batch_norm(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Any:
-    """Every channel on its own."""
+    """Every channel on its own: over the positions of the batch where there are no running statistics."""
     x = args[0]
     channels(walk, x, args[1:5])
+    if args[3] is None or args[5] is True or "instance" in name_of(node):
+        walk.pin(x, range(2, len(x.shape)), "is normalised over all its positions")
     shape = shape_of(node)
     result = replace(x, source=None)
     return [result if one == x.shape else Value(one) for one in shape] if isinstance(shape, list) else result
@@ -65,7 +67,10 @@ def group_norm(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) ->
         if groups == 1:
             walk.labels.freeze(ids, "is normalised over all units (group_norm)")
         walk.labels.couple(ids, ids[:, :1])
+    else:
+        walk.pin(x, [1], "is normalised over all its positions (group_norm)")
     channels(walk, x, weights)
+    walk.pin(x, range(2, len(x.shape)), "is normalised over all its positions (group_norm)")
     shape = shape_of(node)
     result = replace(x, source=None)
     return [result if one == x.shape else Value(one) for one in shape] if isinstance(shape, list) else result
@@ -91,7 +96,7 @@ def layer_norm(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) ->
     return [result if one == x.shape else Value(one) for one in shape] if isinstance(shape, list) else result
 
 
-POOLS = [f"{kind}_pool{d}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max", "lp") for d in (1, 2, 3)]
+POOLS = [f"{kind}_pool{d}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for d in (1, 2, 3)]
 
 
 @aten(" ".join(POOLS))
@@ -99,7 +104,7 @@ POOLS = [f"{kind}_pool{d}d" for kind in ("avg", "max", "adaptive_avg", "adaptive
     """
     max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d _adaptive_avg_pool2d upsample_nearest1d
     upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
-    upsample_nearest_exact2d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
+    _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
     """
 )
 def pool(walk: Walk, node: fx.Node, args: Args, kwargs: dict[str, Any]) -> Any:

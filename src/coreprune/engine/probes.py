@@ -1,0 +1,113 @@
+"""Inputs that are drawn in the shape of an example: noise for numbers, any row of the table for indices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from coreprune.engine.observe import Arguments, run
+from coreprune.model.capture import Captured
+
+__all__ = ["batch_size", "fits", "synthesise"]
+
+
+def batch_size(captured: Captured) -> int:
+    """Entries of the example batch: the first axis of the first tensor; 0 if there is no tensor."""
+    shapes = [a.shape for a in pytree.tree_leaves(captured.arguments) if isinstance(a, Tensor) and a.dim()]
+    return int(shapes[0][0]) if shapes else 0
+
+
+def fits(captured: Captured, batch: int) -> bool:
+    """Whether the graph can be run on batches of another size: tried once, on shapes alone."""
+    own = batch_size(captured)
+    if batch == own or not own:
+        return batch == own
+    nodes = list(captured.graph.graph.nodes)
+    try:
+        held = {captured.states[n.name]: n.meta["val"] for n in nodes if n.name in captured.states}
+        tensors = {name: torch.empty(tuple(v.shape), dtype=v.dtype, device="meta") for name, v in held.items()}
+        inputs = pytree.tree_map(lambda a: _rows(a, own, batch, "meta"), captured.arguments)
+        outputs = run(captured, tensors, inputs)
+        expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
+    except Exception:  # whatever an operator raises that holds the size of the example
+        return False
+    pairs = zip(outputs, expected, strict=True)
+    return all(tuple(a.shape) == _shape(b, own, batch) for a, b in pairs if isinstance(a, Tensor))
+
+
+def _shape(value: Tensor, own: int, batch: int) -> tuple[int, ...]:
+    """Shape of a tensor with `batch` entries where it has `own`."""
+    shape = tuple(value.shape)
+    return (batch, *shape[1:]) if shape[:1] == (own,) else shape
+
+
+def _rows(value: Any, own: int, batch: int, device: str | torch.device) -> Any:
+    """A tensor with `batch` entries where it has `own`, in turn. Without values it is a mask that masks nothing."""
+    if not isinstance(value, Tensor):
+        return value
+    if device == "meta" or value.is_meta:
+        return torch.ones(_shape(value, own, batch), dtype=value.dtype, device=device)
+    return value[torch.arange(batch, device=value.device) % own] if value.shape[:1] == (own,) != (batch,) else value
+
+
+def synthesise(
+    captured: Captured,
+    count: int,
+    seed: int,
+    mean: float | Tensor = 0.0,
+    std: float | Tensor = 1.0,
+    *,
+    batch: int | None = None,
+) -> Iterator[Arguments]:
+    """Probe inputs: noise in the shape of the example.
+
+    Floating tensors are drawn from N(mean, std²), indices into an embedding evenly from its table. Masks and all
+    else stay as in the example.
+
+    Args:
+        captured: whose example it is.
+        count: how many batches.
+        seed: of the generator.
+        mean: of floating inputs, and `std` their standard deviation: numbers, or tensors that broadcast against them.
+        batch: entries of a batch, if `fits` says that the graph allows it; as in the example without.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    leaves, spec = pytree.tree_flatten(captured.arguments)
+    own, named = batch_size(captured), _tables(captured)
+    tables = {id(leaf): named[name] for name, leaf in zip(captured.inputs, leaves, strict=True) if name in named}
+    for _ in range(count):
+        new: dict[int, Any] = {}  # a tensor that is given twice is one to the exporter
+        for leaf in {id(leaf): leaf for leaf in leaves}.values():
+            device = "cpu" if isinstance(leaf, Tensor) and leaf.is_meta else getattr(leaf, "device", "cpu")
+            value = _rows(leaf, own, batch or own, device)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                noise = torch.randn(value.shape, generator=generator) * std + mean
+                value = noise.to(value.device, value.dtype)
+            elif id(leaf) in tables:
+                value = torch.randint(tables[id(leaf)], value.shape, generator=generator).to(value.device, value.dtype)
+            new[id(leaf)] = value
+        yield pytree.tree_unflatten([new[id(leaf)] for leaf in leaves], spec)
+
+
+#: operators that hand indices on as they are
+_SAME = {"view", "reshape", "to", "_to_copy", "clone", "contiguous", "unsqueeze", "squeeze", "expand", "slice",
+         "flatten", "detach", "alias", "select", "transpose", "permute", "_unsafe_view", "lift_fresh_copy"}  # fmt: skip
+
+
+def _tables(captured: Captured) -> dict[str, int]:
+    """Inputs that are indices into an embedding → rows of the (smallest) table."""
+    found: dict[str, int] = {}
+    for node in captured.graph.graph.nodes:
+        if not str(node.target).startswith(("aten.embedding.", "aten.embedding_bag.")):
+            continue
+        table, source = node.args[:2]
+        while source.op == "call_function" and str(source.target).split(".")[1] in _SAME:
+            source = source.args[0]
+        rows = int(table.meta["val"].shape[0])
+        if source.name in captured.inputs:
+            found[source.name] = min(rows, found.get(source.name, rows))
+    return found
