@@ -122,8 +122,9 @@ def cut_site(
     """
     readings = _readings(site, tensors, seen)
     if request.method.name == "kernel":
-        kept = choose(readings, site.units, keep).kept
-        coresets = tuple(replace_for(reading, kept) for reading in readings)
+        path = choose(readings, site.units, keep)
+        own = path if len(readings) == 1 else None
+        coresets = tuple(replace_for(reading, path.kept, own) for reading in readings)
     else:
         layer = _layer(site, makers, tensors, request.radius)
         if request.method.law:

@@ -23,7 +23,7 @@ from coreprune.maths.propagate import Law
 from coreprune.maths.reweight import RIDGE, replacement
 from coreprune.maths.select import Path, backward, forward
 
-__all__ = ["kernel", "law_needed", "select"]
+__all__ = ["kernel", "law_needed", "replaced", "select"]
 
 #: up to this number of units the backward greedy runs, which is a little better; its n³ is nothing there
 SMALL = 1024
@@ -44,17 +44,22 @@ def kernel(layer: Layer, units: int, generator: Generator | None = None) -> Core
         InvalidInputError: the law is not known.
     """
     law = law_needed(layer)
-    path = select(layer, units)
+    return replaced(law, select(layer, units))
+
+
+def replaced(law: Law, path: Path) -> Coreset:
+    """T* and t for the units that a path to k of them keeps, out of its factor if it left one."""
     if path.factor is None or law.cross is not None:
         return replacement(law, Coreset(path.kept, path.energy))
     # Tᵀ = G_SS⁻¹ G_S: = L_S⁻¹ L with L_S upper triangular, from the factor that the selection leaves behind
-    gone = torch.ones(layer.units, dtype=torch.bool, device=path.order.device)
+    n, k = law.moments.mean.numel(), path.kept.numel()
+    gone = torch.ones(n, dtype=torch.bool, device=path.order.device)
     gone[path.kept] = False
     solved = torch.linalg.solve_triangular(path.factor[:, path.order], path.factor[:, gone], upper=True).T
     deviation = law.moments.covariance.diagonal().clamp(min=0).sqrt()
-    T = solved.new_zeros(layer.units, units)
+    T = solved.new_zeros(n, k)
     T[gone] = solved[:, path.order.argsort()] * deviation[gone, None] / deviation[path.kept]
-    T[path.kept, torch.arange(units, device=T.device)] = 1
+    T[path.kept, torch.arange(k, device=T.device)] = 1
     return Coreset(path.kept, T, law.moments.mean - T @ law.moments.mean[path.kept])
 
 

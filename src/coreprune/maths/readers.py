@@ -19,7 +19,7 @@ Source: 01-maths §3; 02-architecture, decision 5.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from torch import Tensor
 from coreprune.maths.activation import activation
 from coreprune.maths.blocks import backward_blocks
 from coreprune.maths.gram import Moments
-from coreprune.maths.kernel import select
+from coreprune.maths.kernel import replaced, select
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Law
 from coreprune.maths.reweight import replacement
@@ -92,15 +92,19 @@ def kept_of(path: Path, units: int, keep: int) -> Tensor:
     return left if left.numel() == keep else left[:keep]
 
 
-def replace_for(reading: Reading, kept: Tensor) -> Coreset:
+def replace_for(reading: Reading, kept: Tensor, path: Path | None = None) -> Coreset:
     """The optimal replacement for one reader, given the units that stay.
 
     Args:
         reading: of n units with b entries each. kept: S, (k,).
+        path: that led to S for this reader alone; what it left behind is used.
 
     Returns:
         Indices S with T, (n·b, k·b), and t, (n·b,), or no t where there is no place for it.
     """
+    if path is not None and reading.block == 1:
+        best = replaced(Law(reading.moments), path)
+        return best if reading.constant else replace(best, offset=None)
     entries = (kept[:, None] * reading.block + torch.arange(reading.block)).flatten()
     best = replacement(Law(reading.moments), Coreset(entries, torch.ones(entries.numel())))
     return Coreset(kept, best.mix, best.offset if reading.constant else None)
