@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Double", "aliases", "wide", "written"]
@@ -51,6 +50,15 @@ def wide(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to(_WIDE[value.dtype]) if value.dtype in _WIDE else value
     return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """A function of every leaf of nested lists, tuples and dicts: what arguments of an operator are made of."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([mapped(function, one) for one in value])
+    if isinstance(value, dict):
+        return {key: mapped(function, one) for key, one in value.items()}
+    return function(value)
 
 
 def aliases(operator: Any) -> bool:
@@ -96,7 +104,7 @@ class Double(TorchDispatchMode):
         name, namespace = func.overloadpacket.__name__, func.namespace
         if func is torch.ops.aten.view.dtype or namespace == "prim":
             return func(*args, **kwargs)
-        args, kwargs = pytree.tree_map(_setting, (args, kwargs))
+        args, kwargs = mapped(_setting, (args, kwargs))
         product = _PRODUCTS.get(f"{namespace}.{name}")
         if product is not None:
             return product(func, *args, **kwargs)
@@ -107,12 +115,12 @@ class Double(TorchDispatchMode):
         elif changes:
             args, kwargs = _widened(func, args, kwargs)
         elif not view and name not in _LOOKUPS:
-            args, kwargs = pytree.tree_map(wide, (args, kwargs))
+            args, kwargs = mapped(wide, (args, kwargs))
         if name in {"_softmax", "_log_softmax"}:
             args = (*args[:2], False)  # no type to change to
         with _double_default():
             result = func(*args, **kwargs)
-        return result if changes or view else pytree.tree_map(wide, result)
+        return result if changes or view else mapped(wide, result)
 
 
 class _Early(TorchFunctionMode):
@@ -121,7 +129,7 @@ class _Early(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """One function of PyTorch, called by its name or as an operator."""
         if getattr(func, "__name__", "").partition(".")[0] in _PARTICULAR:
-            args, kwargs = pytree.tree_map(wide, (args, kwargs or {}))
+            args, kwargs = mapped(wide, (args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -147,8 +155,8 @@ def _widened(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[li
     """Operands widened, save those that the operator writes into."""
     fixed = written(func)
     names = [func._schema.arguments[i].name for i in fixed]
-    new = [value if i in fixed else pytree.tree_map(wide, value) for i, value in enumerate(args)]
-    return new, {k: value if k in names else pytree.tree_map(wide, value) for k, value in kwargs.items()}
+    new = [value if i in fixed else mapped(wide, value) for i, value in enumerate(args)]
+    return new, {k: value if k in names else mapped(wide, value) for k, value in kwargs.items()}
 
 
 # ---------------------------------------------------------------- matrix products

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from coreprune.engine.double import aliases, written
+from coreprune.engine.double import aliases, mapped, written
 from coreprune.maths.streaming import Stream
 from coreprune.model.capture import Captured
 from coreprune.model.site import Tap
@@ -111,7 +111,7 @@ class _Runner(fx.Interpreter):
             if seen is not None:
                 new[tap.operand] = seen
         found = fx.map_arg((n.args, n.kwargs), lambda a: new[a.name] if a.name in new else self.env[a])
-        return pytree.tree_map(lambda a: self._how.device if isinstance(a, torch.device) else a, found)
+        return mapped(lambda a: self._how.device if isinstance(a, torch.device) else a, found)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """One operator; what only asserts is left out."""

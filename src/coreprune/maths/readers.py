@@ -74,7 +74,24 @@ def choose(readings: Sequence[Reading], units: int, keep: int) -> Path:
     none = G.new_zeros(units)
     mean = readings[0].moments.mean if len(readings) == 1 else none
     law = Law(Moments(mean, G))
-    return select(Layer(G[:, :0], none, _root(M), activation("identity"), 1.0, law), keep)
+    path = select(Layer(G[:, :0], none, _root(M), activation("identity"), 1.0, law), keep)
+    return _completed(path, G.diagonal() > torch.finfo(G.dtype).eps * mean.square(), float((G * M).sum()))
+
+
+def _completed(path: Path, live: Tensor, total: float) -> Path:
+    """The path with the units that do not vary, which it leaves out: they go first and cost nothing."""
+    if path.added and path.energy.numel() < path.order.numel():  # all that vary stay, and explain everything
+        order = torch.cat([path.order[live[path.order]], path.order[~live[path.order]]])
+        energy = path.energy.new_zeros(order.numel())
+        energy[max(int(live.sum()), 1) - 1] = total
+        return replace(path, order=order, energy=energy)
+    if path.added:
+        return path
+    known = torch.zeros_like(live)
+    known[path.kept], known[path.order] = True, True
+    dead = (~known).nonzero()[:, 0]
+    energy = torch.cat([path.energy.new_zeros(dead.numel()), path.energy])
+    return replace(path, order=torch.cat([dead, path.order]), energy=energy)
 
 
 def kept_of(path: Path, units: int, keep: int) -> Tensor:

@@ -5,7 +5,7 @@ of N samples,
 
     ρ = ((1 − 2/p) tr S² + (tr S)²) / ((N + 1 − 2/p)(tr S² − (tr S)²/p)),        Ŝ = (1 − ρ) S + ρ I.
 
-With many samples ρ → 0, and no number is tuned.
+With many samples ρ → 0, and no number is tuned. Entries that do not vary have no correlations and do not count.
 
 Source: Chen, Wiesel, Eldar & Hero 2010, "Shrinkage Algorithms for MMSE Covariance Estimation", eq. 23.
 """
@@ -28,12 +28,11 @@ def shrunk(covariance: Tensor, count: int) -> Tensor:
         >>> shrunk(torch.ones(2, 2), 2)[0, 1] < 1
         tensor(True)
     """
-    p = covariance.shape[0]
     variance = covariance.diagonal().clamp(min=0)
     scale = torch.where(variance > 0, variance.clamp(min=1e-30).rsqrt(), 0.0)
     square = float(((covariance * scale[:, None]) * scale).square().sum())
-    trace = float((variance > 0).sum())
-    spread = square - trace**2 / p
+    p = trace = int((variance > 0).sum())  # the diagonal is 1
+    spread = square - trace**2 / max(p, 1)
     if p < 2 or spread <= 0:
         return covariance
     rho = ((1 - 2 / p) * square + trace**2) / ((count + 1 - 2 / p) * spread)

@@ -209,7 +209,11 @@ def groups_of_reshape(old: Sequence[int], new: Sequence[int]) -> list[tuple[list
 
 def reshaped(labels: Labels, value: Value, shape: tuple[int, ...]) -> Value:
     """A value with its entries laid out in another shape."""
-    groups = groups_of_reshape(value.shape, shape) if 0 not in value.shape else []
+    if 0 in value.shape:
+        for block in value.blocks:
+            labels.freeze(block.ids, "has no positions")
+        return replace(value, shape=shape, blocks=())
+    groups = groups_of_reshape(value.shape, shape)
     blocks: list[Block] = []
     used: dict[int, Block] = {}
     for block in value.blocks:

@@ -95,7 +95,9 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "") -> Capture
             ) from error
     signature = program.graph_signature
     prefix = f"{path}." if path else ""
+    first = _first_names(model)
     states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    states = {name: first.get(where, where) for name, where in states.items()}
     constants = {name: program.constants[where] for name, where in signature.inputs_to_lifted_tensor_constants.items()}
     known = {*states, *constants}
     nodes = [node.name for node in program.graph_module.graph.nodes if node.op == "placeholder"]
@@ -107,6 +109,13 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "") -> Capture
         tuple(name for name in nodes if name not in known),
         (args, kwargs),
     )
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Of every name of a parameter or buffer the first one of the same tensor: the exporter may say any of them."""
+    first: dict[int, str] = {}
+    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in every}
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

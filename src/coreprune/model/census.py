@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ def _enter(walk: Walk, node: fx.Node, made: dict[Place, tuple[Maker, fx.Node]], 
     operand, axis, bias = at
     source = _source(walk, node.args[operand])
     if source is not None:
-        place = _row_place(walk, walk.values[node.args[operand].name], axis)  # type: ignore[union-attr]
+        place = _row_place(walk, walk.values[cast("fx.Node", node.args[operand]).name], axis)
         if place is not None:
             made.setdefault(place, (_maker(walk, node, place, bias), node))
     elif source is None and _is_map(node):
@@ -137,7 +137,8 @@ def _maker(walk: Walk, node: fx.Node, place: Place, at: int | None) -> Maker:
     bias = _source(walk, node.args[at]) if at is not None and len(node.args) > at else None
     norm = None
     convolved = str(node.target).startswith("aten.conv")
-    behind = norm_behind(node, len(shape_of(node)) - (len(shape_of(node.args[1])) - 1 if convolved else 1))
+    after = len(shape_of(cast("fx.Node", node.args[1]))) - 2 if convolved else 0  # axes behind the channels
+    behind = norm_behind(node, len(shape_of(node)) - 1 - after)
     if behind is not None:
         names = [_source(walk, argument) for argument in behind.args[1:5]]
         if all(names):

@@ -41,10 +41,10 @@ def plain_module(model: object) -> None:
                 f"{name} is quantised ({what}): cut the network in floating point and quantise what is left"
             )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise UnsupportedModelError(f"{name} has no shape yet (a lazy module): run the model once")
         if tensor.is_complex():
             raise UnsupportedModelError(f"{name} is complex: only real weights can be cut")
-        if isinstance(tensor, nn.parameter.UninitializedParameter):
-            raise UnsupportedModelError(f"{name} has no shape yet (a lazy module): run the model once")
 
 
 def discover_network(model: nn.Module, example_inputs: Any, how: str = "auto") -> Inspection:

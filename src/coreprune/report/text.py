@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 
-from coreprune.model.site import Inspection
+from coreprune.model.groups import alike
+from coreprune.model.site import Inspection, Site
 from coreprune.plan import Plan
 
 __all__ = ["bytes_text", "inspection_text", "summary", "table", "wrap"]
@@ -116,20 +118,62 @@ def _notes(plan: Plan) -> list[str]:
     return lines
 
 
-def inspection_text(found: Inspection) -> str:
-    """Every site with its units and what it governs, and every refusal with its reason."""
+def inspection_text(found: Inspection, width: int = 80) -> str:
+    """Every site with its units and what it governs, and every refusal with its reason.
+
+    Sites that are alike but for the numbers in their names share a row, and so do refusals.
+    """
     total = sum(math.prod(shape) for shape in found.shapes.values())
-    rows = [
-        [
-            site.name,
-            site.kind,
-            f"{site.units}",
-            site.activation,
-            ", ".join(reader.weight.tensor.removesuffix(".weight") for reader in site.readers),
-            f"{found.governs(site) / total:.1%}",
-        ]
-        for site in found.sites
-    ]
-    text = table(["site", "kind", "units", "activation", "read by", "governs"], rows) if rows else "no site"
-    refused = [f"stays whole: {refusal.name}: {refusal.reason}" for refusal in found.refused]
+    by_name = {site.name: site for site in found.sites}
+    head = ["site", "kind", "units", "activation", "read by", "governs"]
+    rows = []
+    for group in _rows(found.sites):
+        first = by_name[group[0]]
+        readers = list(dict.fromkeys(_starred(r.weight.tensor, group) for r in first.readers))
+        rows.append(
+            [
+                _starred(first.name, group) + (f" ({len(group)})" if len(group) > 1 else ""),
+                first.kind,
+                f"{first.units}",
+                first.activation if first.kind in {"linear", "gated", "conv"} else "-",
+                ", ".join(readers),
+                f"{sum(found.governs(by_name[name]) for name in group) / total:.1%}",
+            ]
+        )
+    text = table(head, rows) if rows else "no site"
+    if max(len(line) for line in text.split("\n")) > width:
+        lines = table([*head[:4], head[5]], [[*row[:4], row[5]] for row in rows]).split("\n")
+        under = [wrap(f"  read by {row[4]}", width) for row in rows]
+        text = "\n".join(
+            [lines[0], *(one for line, more in zip(lines[1:], under, strict=True) for one in (line, *more))]
+        )
+    refused = [line for text in _refusals(found) for line in wrap(text, width)]
     return "\n".join([text, *refused, f"{total:,} parameters"])
+
+
+def _rows(sites: Sequence[Site]) -> list[tuple[str, ...]]:
+    """Names that share a row: three or more that are alike and have more than numbers in them."""
+    groups = alike(sites)
+    return [
+        part
+        for group in groups
+        for part in ([group] if len(group) > 2 and re.search("[a-z]", group[0]) else [(name,) for name in group])
+    ]
+
+
+def _starred(name: str, group: Sequence[str]) -> str:
+    """A name of a tensor or a site as it is, or for a group with its numbers starred."""
+    short = name.removesuffix(".weight")
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", short) if len(group) > 1 else short
+
+
+def _refusals(found: Inspection) -> list[str]:
+    """One text for each reason and form of name."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for refusal in found.refused:
+        starred = re.sub(r"(?<![^.])\d+(?![^.])", "*", refusal.name)
+        groups.setdefault((starred, refusal.reason), []).append(refusal.name)
+    return [
+        f"stays whole: {starred} ({len(names)}): {reason}" if len(names) > 1 else f"stays whole: {names[0]}: {reason}"
+        for (starred, reason), names in groups.items()
+    ]
