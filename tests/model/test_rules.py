@@ -66,7 +66,9 @@ def taken(tensors, site, kept):
     gone = {}
     for at in dict.fromkeys(site.locations):
         if at.tensor in tensors:
-            alive = gone.setdefault((at.tensor, at.axis), torch.ones(tensors[at.tensor].shape[at.axis], dtype=torch.bool))
+            alive = gone.setdefault(
+                (at.tensor, at.axis), torch.ones(tensors[at.tensor].shape[at.axis], dtype=torch.bool)
+            )
             entries = at.entries(site.units)
             alive[entries.flatten()] = False
             alive[entries[kept].flatten()] = True
@@ -99,7 +101,9 @@ def gap(model, site, x, kept):
 
 def agrees(row):
     model, found = found_in(row)
-    assert {site.name: site.units for site in found.sites} == row.units, [f"{r.name}: {r.reason}" for r in found.refused]
+    assert {site.name: site.units for site in found.sites} == row.units, [
+        f"{r.name}: {r.reason}" for r in found.refused
+    ]
     x = row.x if isinstance(row.x, torch.Tensor) else normal(*row.x, seed=99)
     for site in found.sites:
         some = [gap(model, site, x, kept) for kept in ([0, *range(2, site.units)], list(range(1, site.units, 2)))]
@@ -170,9 +174,7 @@ def by_hand(p, x):
 def batched(p, x):
     """Attention with heads folded into the batch, as F.multi_head_attention_forward does it."""
     n, s = x.shape[:2]
-    q, k, v = (
-        F.linear(x, w).transpose(0, 1).reshape(s, -1, 3).transpose(0, 1) for w in (p.q, p.k, p.v)
-    )
+    q, k, v = (F.linear(x, w).transpose(0, 1).reshape(s, -1, 3).transpose(0, 1) for w in (p.q, p.k, p.v))
     y = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
     return F.linear(y.transpose(0, 1).reshape(s, n, -1).transpose(0, 1), p.o)
 
@@ -464,6 +466,14 @@ REFUSED = {
     "pooled units": (mlp(lambda p, h: F.avg_pool1d(h[:, None], 2)[:, 0], b=3), "pooled"),
     "units read as positions": (
         Row(lambda p, x: F.conv1d(F.linear(x, p.a), p.b), {"a": (6, 5), "b": (4, 3, 2)}, (2, 3, 5)), "runs over positions"),
+    "units rolled over no axis": (mlp(lambda p, h: torch.roll(h, 1, [])), "roll"),
+    "the deviation of everything": (mlp(lambda p, h: h / torch.std(h, False)), "summed up over its units"),
+    "pixels of units": (
+        Row(lambda p, x: F.linear(F.pixel_shuffle(F.linear(x, p.a)[:, :, :4] + x.new_zeros(2, 4, 4, 1), 2), p.b),
+            {"a": (6, 5), "b": (4, 12)}, (2, 4, 4, 5)), "traded for channels"),
+    "numbers in the shape of a parameter": (
+        Row(lambda p, x: F.linear(F.linear(x, p.a), torch.ones_like(p.b)) + p.b.sum(), {"a": (6, 5), "b": (4, 6)}, (3, 5)),
+        "computed weights"),
     "an operator without a rule": (mlp(lambda p, h: torch.linalg.matrix_exp(h[:, :, None] * h[:, None])[..., 0]), "goes through aten.*no rule"),
     "the sum with what is not cut": (mlp(lambda p, h: h + torch.ones(6)), "combined with a tensor that is not cut"),
     "a product of activations over units": (mlp(lambda p, h: h * (h @ h.t()).sum()), "multiplied with another activation"),
@@ -477,10 +487,11 @@ REFUSED = {
     "einsum of three": (
         Row(lambda p, x: torch.einsum("bi,fi,of->bo", x, p.a, p.b), {"a": (6, 5), "b": (4, 6)}, (3, 5)), None),
     "a shared matrix within a graph": (
-        Row(lambda p, x: within(p, x), {"a": (6, 5), "b": (4, 6)}, (3, 5)), "read within an inner graph"),
+        Row(within, {"a": (6, 5), "b": (4, 6)}, (3, 5)), "read within an inner graph"),
     "units behind a branch": (Row(branch, {"a": (6, 5), "b": (4, 6), "c": (4, 6)}, (3, 5)), "goes through cond"),
     "units that a mask of values picks": (
-        mlp(lambda p, h: h * h[torch.ones(3, dtype=torch.bool).logical_or(h.sum(1) > 0)].mean(0)), "as many positions"),
+        Row(lambda p, x: F.linear((h := F.linear(x, p.a)) * h[x[:, 0] > -9].mean(0), p.b),
+            {"a": (6, 5), "b": (4, 6)}, (3, 5)), "as many positions"),
     "units that a mask over them picks": (mlp(lambda p, h: h * h[h > -9].sum()), "."),
     "a vector that reads": (
         Row(lambda p, x: F.linear(x, p.a).relu() @ p.b, {"a": (6, 5), "b": (6,)}, (3, 5)), "read by a vector"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coreprune.errors import InvalidInputError
 from coreprune.maths.bounds import error_of_draws, total_sensitivity
 from coreprune.maths.certificate import chebyshev, relative_error
-from coreprune.maths.kernel import select
+from coreprune.maths.kernel import completed, select
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.methods import Method
 from coreprune.maths.propagate import Law, difference_energy
@@ -135,7 +135,7 @@ def curves(model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], r
                     f"what is read from {site.name} does not vary under the prior or data given, so no budget can be "
                     "shared out by error: give a prior with a spread, more data, or units="
                 )
-            path = select(replace(layer, law=law), 1)
+            path = completed(select(replace(layer, law=law), 1), law.moments, total)
             result[site.name] = path.curve(site.units, total) / total
         walk = walk.beyond(layer, layer) if walk else None
         radius = image_radius(layer)

@@ -21,7 +21,7 @@ from coreprune.engine.probes import batch_size, fits, synthesise
 from coreprune.errors import InvalidInputError
 from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset, Layer
-from coreprune.maths.readers import Reading, choose, energy, error, replace_for
+from coreprune.maths.readers import Reading, choose, energy, error, pooled_energy, replace_for, spread
 from coreprune.maths.shrink import shrunk
 from coreprune.model.capture import Captured
 from coreprune.model.site import Inspection, Location, Maker, Reader, Site
@@ -91,16 +91,9 @@ def network_curves(found: Inspection, tensors: Mapping[str, Tensor], request: Re
     for site in found.sites:
         readings = _readings(site, tensors, seen.pop(site.name))
         path = choose(readings, site.units, 1)
-        total = max(float(path.energy.sum()), 1e-30) if not path.added else _total(readings)
+        total = pooled_energy(readings)
         result[site.name] = (path.curve(site.units, total) / total).double()
     return result
-
-
-def _total(readings: list[Reading]) -> float:
-    from coreprune.maths.readers import _pooled
-
-    G, M = _pooled(readings)
-    return max(float((G * M).sum()), 1e-30)
 
 
 def cut_site(
@@ -138,7 +131,10 @@ def cut_site(
                 f"method={request.method.name!r} merges units, which {site.name} ({site.kind}) does not allow: "
                 "use method='kernel'"
             )
-        coresets = tuple(replace_for(reading, chosen.indices) if request.reweight else chosen for reading in readings)
+        coresets = tuple(
+            replace_for(reading, chosen.indices) if request.reweight else spread(chosen, reading.block)
+            for reading in readings
+        )
     return Cut(site, coresets, _evidence(readings, coresets))
 
 

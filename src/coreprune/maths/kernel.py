@@ -15,15 +15,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from coreprune.errors import InvalidInputError
+from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Law
 from coreprune.maths.reweight import RIDGE, replacement
 from coreprune.maths.select import Path, backward, forward
 
-__all__ = ["kernel", "law_needed", "replaced", "select"]
+__all__ = ["completed", "kernel", "law_needed", "replaced", "select"]
 
 #: up to this number of units the backward greedy runs, which is a little better; its n³ is nothing there
 SMALL = 1024
@@ -73,7 +74,7 @@ def select(layer: Layer, units: int) -> Path:
     G = law.moments.covariance
     Y = layer.outgoing.to(G.dtype) @ (G if law.cross is None else law.cross)
     variance = G.diagonal()
-    constant = variance <= torch.finfo(G.dtype).eps * law.moments.mean.square()
+    constant = _constant(law.moments)
     live = (~constant).nonzero()[:, 0]
     if live.numel() <= units:  # all that matter stay; the rest is filled up by index
         kept = torch.cat([live, constant.nonzero()[: units - live.numel(), 0]]).sort().values
@@ -89,8 +90,35 @@ def select(layer: Layer, units: int) -> Path:
     return replace(path, kept=live[path.kept], order=live[path.order])
 
 
+def completed(path: Path, moments: Moments, total: float) -> Path:
+    """The path with the units that do not vary, which it leaves out: they go first and cost nothing.
+
+    Args:
+        path: from `select`. moments: of the units. total: the error of keeping none.
+    """
+    live = ~_constant(moments)
+    if path.added and path.energy.numel() < path.order.numel():  # all that vary stay, and explain everything
+        order = torch.cat([path.order[live[path.order]], path.order[~live[path.order]]])
+        energy = path.energy.new_zeros(order.numel())
+        energy[max(int(live.sum()), 1) - 1] = total
+        return replace(path, order=order, energy=energy)
+    if path.added:
+        return path
+    known = torch.zeros_like(live)
+    known[path.kept], known[path.order] = True, True
+    dead = (~known).nonzero()[:, 0]
+    energy = torch.cat([path.energy.new_zeros(dead.numel()), path.energy])
+    return replace(path, order=torch.cat([dead, path.order]), energy=energy)
+
+
 def law_needed(layer: Layer) -> Law:
     """The layer's law, or InvalidInputError if none was given."""
     if layer.law is None:
         raise InvalidInputError("this method needs the moments of the units: give a prior")
     return layer.law
+
+
+def _constant(moments: Moments) -> Tensor:
+    """Units whose variance is rounding against their mean, (n,) bool."""
+    variance = moments.covariance.diagonal()
+    return variance <= torch.finfo(variance.dtype).eps * moments.mean.square()

@@ -27,13 +27,13 @@ from torch import Tensor
 from coreprune.maths.activation import activation
 from coreprune.maths.blocks import backward_blocks
 from coreprune.maths.gram import Moments
-from coreprune.maths.kernel import replaced, select
+from coreprune.maths.kernel import completed, replaced, select
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Law
 from coreprune.maths.reweight import replacement
 from coreprune.maths.select import Path
 
-__all__ = ["Reading", "choose", "energy", "error", "kept_of", "replace_for"]
+__all__ = ["Reading", "choose", "energy", "error", "kept_of", "pooled_energy", "replace_for", "spread"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,21 @@ def energy(reading: Reading) -> float:
     return float((reading.gram * reading.moments.covariance).sum())
 
 
+def pooled_energy(readings: Sequence[Reading]) -> float:
+    """The error of keeping nothing, in the problem that the selection sees."""
+    if len({reading.block for reading in readings}) > 1:
+        readings = [_by_unit(reading, reading.gram.shape[0] // reading.block) for reading in readings]
+    G, M = _pooled(readings)
+    return max(float((G * M).sum()), 1e-30)
+
+
+def spread(coreset: Coreset, block: int) -> Coreset:
+    """A coreset of units for a reader of b entries each: every entry is combined as its unit is."""
+    if block == 1 or coreset.mix.dim() == 1:
+        return coreset
+    return replace(coreset, mix=torch.kron(coreset.mix, torch.eye(block, dtype=coreset.mix.dtype)))
+
+
 def choose(readings: Sequence[Reading], units: int, keep: int) -> Path:
     """The greedy path to `keep` units.
 
@@ -75,23 +90,7 @@ def choose(readings: Sequence[Reading], units: int, keep: int) -> Path:
     mean = readings[0].moments.mean if len(readings) == 1 else none
     law = Law(Moments(mean, G))
     path = select(Layer(G[:, :0], none, _root(M), activation("identity"), 1.0, law), keep)
-    return _completed(path, G.diagonal() > torch.finfo(G.dtype).eps * mean.square(), float((G * M).sum()))
-
-
-def _completed(path: Path, live: Tensor, total: float) -> Path:
-    """The path with the units that do not vary, which it leaves out: they go first and cost nothing."""
-    if path.added and path.energy.numel() < path.order.numel():  # all that vary stay, and explain everything
-        order = torch.cat([path.order[live[path.order]], path.order[~live[path.order]]])
-        energy = path.energy.new_zeros(order.numel())
-        energy[max(int(live.sum()), 1) - 1] = total
-        return replace(path, order=order, energy=energy)
-    if path.added:
-        return path
-    known = torch.zeros_like(live)
-    known[path.kept], known[path.order] = True, True
-    dead = (~known).nonzero()[:, 0]
-    energy = torch.cat([path.energy.new_zeros(dead.numel()), path.energy])
-    return replace(path, order=torch.cat([dead, path.order]), energy=energy)
+    return completed(path, law.moments, float((G * M).sum()))
 
 
 def kept_of(path: Path, units: int, keep: int) -> Tensor:

@@ -1,0 +1,233 @@
+"""One selection for several readers, against brute force and samples."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+from helpers import random_layer, seeded
+
+from coreprune.maths.gram import Moments
+from coreprune.maths.kernel import select
+from coreprune.maths.layer import Coreset, Layer
+from coreprune.maths.propagate import Law
+from coreprune.maths.readers import Reading, choose, energy, error, kept_of, replace_for
+
+N = 400
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def seen(n, b=1, seed=0, rank=None):
+    """Samples of n units with b entries, with a mean, (N, n·b)."""
+    size = n * b
+    return normal(N, rank or size, seed=seed) @ normal(rank or size, size, seed=seed + 1) + normal(size, seed=seed + 2)
+
+
+def reading(h, W, b=1, constant=True):
+    if constant:
+        return Reading(W.T @ W, Moments(h.mean(0), torch.cov(h.T, correction=0)), b, True)
+    return Reading(W.T @ W, Moments(torch.zeros(h.shape[1]).double(), h.T @ h / len(h)), b, False)
+
+
+def some(n=6, b=1, readers=3, constant=True, seed=0):
+    hs = [seen(n, b, seed=10 * r + seed) for r in range(readers)]
+    Ws = [normal(2, n * b, seed=10 * r + seed + 5) * 10.0**r for r in range(readers)]
+    return hs, Ws, [reading(h, W, b, constant) for h, W in zip(hs, Ws, strict=True)]
+
+
+def entries(kept, b):
+    return (torch.as_tensor(kept)[:, None] * b + torch.arange(b)).flatten()
+
+
+def objective(readings, kept):
+    """Σ_r of the error relative to the energy, each reader with its own best replacement."""
+    kept = torch.as_tensor(kept)
+    return sum(error(r, replace_for(r, kept)) / energy(r) for r in readings)
+
+
+# ---------------------------------------------------------------- one replacement
+
+
+@pytest.mark.parametrize("b", [1, 2])
+@pytest.mark.parametrize("constant", [True, False])
+def test_the_replacement_is_the_least_squares_solution_on_the_samples(b, constant):
+    hs, _, (one,) = some(6, b, 1, constant)
+    kept = torch.tensor([0, 2, 5])
+    found = replace_for(one, kept)
+    X = hs[0][:, entries(kept, b)]
+    if constant:
+        X = torch.cat([X, torch.ones(N, 1, dtype=torch.float64)], 1)
+    best = torch.linalg.lstsq(X, hs[0]).solution.T
+    assert torch.allclose(found.mix, best[:, : 3 * b], atol=1e-6) and torch.equal(found.indices, kept)
+    if constant:
+        assert torch.allclose(found.offset, best[:, -1], atol=1e-6)
+    else:
+        assert found.offset is None
+
+
+@pytest.mark.parametrize("b", [1, 3])
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("kind", ["best", "any", "plain"])
+def test_the_error_is_the_mean_square_over_the_samples(b, constant, kind):
+    (h,), (W,), (one,) = some(4, b, 1, constant)
+    kept = torch.tensor([1, 3])
+    at = entries(kept, b)
+    if kind == "best":
+        coreset = replace_for(one, kept)
+    elif kind == "any":
+        coreset = Coreset(kept, normal(4 * b, 2 * b, seed=8), normal(4 * b, seed=9) if constant else None)
+    else:
+        coreset = Coreset(kept, torch.tensor([2.0, -1.0]).double())
+    T = coreset.mix
+    if T.dim() == 1:
+        T = torch.zeros(4 * b, 2 * b).double()
+        T[at, torch.arange(2 * b)] = torch.tensor([2.0, -1.0]).double().repeat_interleave(b)
+    t = 0 if coreset.offset is None else coreset.offset
+    gap = (h - h[:, at] @ T.T - t) @ W.T
+    assert error(one, coreset) == pytest.approx(float(gap.square().sum(1).mean()), rel=1e-9)
+
+
+def test_the_energy_is_the_variance_of_the_output():
+    (h,), (W,), (one,) = some(5, 1, 1)
+    y = h @ W.T
+    assert energy(one) == pytest.approx(float(y.var(0, correction=0).sum()), rel=1e-12)
+    through_origin = reading(h, W, constant=False)
+    assert energy(through_origin) == pytest.approx(float(y.square().sum(1).mean()), rel=1e-12)
+
+
+@pytest.mark.parametrize("b", [1, 2])
+@pytest.mark.parametrize("constant", [True, False])
+def test_keeping_everything_changes_nothing(b, constant):
+    _, _, readings = some(4, b, 2, constant)
+    for one in readings:
+        found = replace_for(one, torch.arange(4))
+        assert torch.equal(found.mix, torch.eye(4 * b, dtype=torch.float64))
+        assert error(one, found) <= 1e-12 * energy(one)
+        assert found.offset is None or float(found.offset.abs().max()) < 1e-12
+    assert choose(readings, 4, 4).kept.tolist() == [0, 1, 2, 3]
+
+
+def test_a_kept_unit_stands_for_itself():
+    _, _, (one,) = some(5, 2, 1)
+    found = replace_for(one, torch.tensor([1, 4]))
+    assert torch.equal(found.mix[entries([1, 4], 2)], torch.eye(4, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------- the selection
+
+
+def test_one_reader_is_the_kernel_of_a_layer():
+    layer = random_layer(n=14, p=3)
+    h = seen(14)
+    law = Law(Moments(h.mean(0), torch.cov(h.T, correction=0)))
+    one = Reading(layer.outgoing.T @ layer.outgoing, law.moments)
+    for k in (1, 5, 13):
+        theirs = select(Layer(layer.incoming, layer.bias, layer.outgoing, layer.activation, 1.0, law), k)
+        mine = choose([one], 14, k)
+        assert torch.equal(mine.kept, theirs.kept) and torch.allclose(mine.energy, theirs.energy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("b,readers", [(1, 1), (1, 3), (2, 1), (2, 2)])
+def test_the_greedy_is_near_the_best_of_all_subsets_and_never_below(b, readers):
+    gaps = []
+    for seed in range(5):
+        _, _, readings = some(6, b, readers, seed=seed)
+        for k in (2, 4):
+            every = [objective(readings, list(S)) for S in combinations(range(6), k)]
+            found = objective(readings, choose(readings, 6, k).kept)
+            assert found >= min(every) - 1e-9
+            gaps.append((found - min(every)) / (max(every) - min(every)))
+    assert max(gaps) < 0.6 and sum(gaps) / len(gaps) < 0.2, gaps
+
+
+def test_every_reader_counts_alike_whatever_its_scale():
+    """Two readers, each of which sees its own half of the units: both halves lose, though one is a million times larger."""
+    h = normal(N, 8)
+    Ws = [torch.zeros(4, 8).double() for _ in range(2)]
+    Ws[0][:, :4], Ws[1][:, 4:] = (
+        torch.eye(4) * torch.tensor([1.0, 2, 3, 4]),
+        torch.eye(4) * torch.tensor([4.0, 3, 2, 1]),
+    )
+    readings = [reading(h, Ws[0] * 1e-3), reading(h, Ws[1] * 1e3)]
+    assert choose(readings, 8, 4).kept.tolist() == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_each_reader_gets_a_replacement_of_its_own(constant):
+    _, _, readings = some(5, 1, 2, constant)
+    a, b = (replace_for(one, torch.tensor([0, 1])) for one in readings)
+    assert not torch.allclose(a.mix, b.mix, atol=0.01)
+    for one, own, other in ((readings[0], a, b), (readings[1], b, a)):
+        assert error(one, own) < error(one, other)
+
+
+def test_readers_with_blocks_of_different_sizes_agree_on_units():
+    plain, (wide,) = some(5, 1, 1)[2], some(5, 3, 1, seed=3)[2]
+    path = choose([*plain, wide], 5, 2)
+    assert path.kept.numel() == 2 and sorted({*path.kept.tolist(), *path.order.tolist()}) == list(range(5))
+    assert replace_for(wide, path.kept).mix.shape == (15, 6) and replace_for(plain[0], path.kept).mix.shape == (5, 2)
+
+
+def dead_and_double(b=1):
+    """Units 1 and 4 are constant, and unit 5 repeats unit 0; the others are 2 and 3."""
+    h = normal(N, 4 * b)
+    parts = [
+        h[:, :b],
+        torch.full((N, b), 2.0).double(),
+        h[:, b : 2 * b],
+        h[:, 2 * b : 3 * b],
+        torch.zeros(N, b).double(),
+    ]
+    return torch.cat([*parts, -3 * h[:, :b]], 1)
+
+
+@pytest.mark.parametrize("b", [1, 2])
+@pytest.mark.parametrize("readers", [1, 2])
+def test_dead_and_repeated_units_cost_nothing(b, readers):
+    h = dead_and_double(b)
+    readings = [reading(h, normal(4, 6 * b, seed=r), b) for r in range(readers)]
+    path = choose(readings, 6, 3)
+    assert {2, 3} < set(path.kept.tolist()) and len({0, 5} & set(path.kept.tolist())) == 1
+    assert objective(readings, path.kept) < 1e-6
+    whole = choose(readings, 6, 1)
+    total = readers * 1.0 if readers > 1 else energy(readings[0])
+    curve = whole.curve(6, total)
+    assert sorted([*whole.order.tolist(), *whole.kept.tolist()]) == list(range(6))
+    assert float(curve[3]) < 1e-6 * total < 1e-3 * total < float(curve[2]) and curve[6] == 0
+    for k in (1, 2, 3, 5):
+        assert torch.equal(kept_of(whole, 6, k), choose(readings, 6, k).kept) or k > 3
+    assert len({0, 5} & set(kept_of(whole, 6, 3).tolist())) == 1 and {2, 3} < set(kept_of(whole, 6, 3).tolist())
+
+
+@pytest.mark.parametrize("live", [0, 1, 2])
+def test_where_few_units_vary_those_explain_everything(live):
+    h = torch.full((N, 4), 0.5).double()
+    h[:, 4 - live :] = normal(N, live)
+    one = reading(h, normal(3, 4))
+    path = choose([one], 4, max(live, 1))
+    assert {*range(4 - live, 4)} <= set(path.kept.tolist())
+    curve = path.curve(4, max(energy(one), 1e-30))
+    assert curve[live] <= max(1e-9 * energy(one), 1e-30) and bool((curve.diff() <= 0).all())
+
+
+def test_a_longer_path_keeps_what_a_shorter_one_does():
+    _, _, readings = some(8, 1, 2)
+    path = choose(readings, 8, 1)
+    for k in range(1, 9):
+        assert torch.equal(kept_of(path, 8, k), choose(readings, 8, k).kept)
+    _, _, readings = some(5, 2, 2)
+    path = choose(readings, 5, 1)
+    for k in range(1, 6):
+        assert torch.equal(kept_of(path, 5, k), choose(readings, 5, k).kept)
+
+
+def test_a_path_that_adds_is_filled_up_by_index():
+    from coreprune.maths.select import Path
+
+    path = Path(torch.tensor([1, 4]), torch.tensor([4, 1]), torch.tensor([2.0, 1.0]))
+    assert kept_of(path, 5, 1).tolist() == [4] and kept_of(path, 5, 2).tolist() == [1, 4]
+    assert kept_of(path, 5, 4).tolist() == [0, 1, 2, 4]
