@@ -23,5 +23,4 @@ def apply(model: str, factory: str | None, shape: str | None, plan: str, output:
     """
     source = source_of(model, factory, shape)
     small = api.apply(source.network, Plan.load(plan))
-    click.echo(small.summary())
     write(small, output, source, force=force)

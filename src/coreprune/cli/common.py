@@ -224,14 +224,18 @@ def _number(text: str, kind: type) -> Any:
 
 
 def write(small: Pruned, out: str, source: Source, *, force: bool) -> None:
-    """Write a result: as a directory that ``from_pretrained`` opens if it came from one and its configuration fits."""
+    """Write a result and print what it is.
+
+    It is a directory that ``from_pretrained`` opens if it came from one and its configuration fits.
+    """
     if source.directory is not None and small.configuration.config is not None:
         small.save_pretrained(out, source.directory, force=force)
-        how = f"open it with transformers.{type(small.model).__name__}.from_pretrained({out!r})"
+        how = f": open it with transformers.{type(small.model).__name__}.from_pretrained({out!r})"
     else:
         small.save(out, force=force)
-        how = f"open it with coreprune.load({out!r}, make_model)"
-    click.echo(f"written to {out}: {how}")
+        how = ""
+    click.echo(small.summary())
+    click.echo(f"written to {out}{how}")
 
 
 @contextmanager

@@ -34,5 +34,4 @@ def prune(model: str, factory: str | None, shape: str | None, out: str, force: b
     source = source_of(model, factory, shape)
     with progress_bar("pruning") as progress:
         small = api.prune(source.network, source.example, progress=progress, **request_of(options, source))
-    click.echo(small.summary())
     write(small, out, source, force=force)
