@@ -50,7 +50,6 @@ def test_of_exact_duplicates_little_is_lost(make):
     assert small.plan.cuts[0].evidence["relative_error"] < 0.1
 
 
-@pytest.mark.xfail(reason="correlations are drawn towards zero, also those that are exactly 1", strict=True)
 @pytest.mark.parametrize("make", [doubled_channels, doubled_neurons])
 def test_exact_duplicates_cost_nothing(make):
     model, given, units = make()
@@ -165,7 +164,6 @@ def test_data_in_dicts_make_bert_better_on_such_data():
     assert fitted.plan.cuts[0].evidence["relative_error"] < 0.7 * free.plan.cuts[0].evidence["relative_error"]
 
 
-@pytest.mark.xfail(reason="a graph that holds its batch is run on another", raises=RuntimeError, strict=True)
 def test_data_in_batches_of_another_size_than_the_example():
     model, given = network("bert")
     asked = {"units": {"bert.encoder.layer.0.intermediate.dense": 24}}

@@ -17,13 +17,13 @@ from torch.utils import _pytree as pytree
 
 from coreprune.engine.local import Request, generator_for
 from coreprune.engine.observe import Observed, moments
-from coreprune.engine.probes import batch_size, fits, synthesise
+from coreprune.engine.probes import batch_size, fits, fitting, synthesise
 from coreprune.errors import InvalidInputError
 from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.readers import Reading, choose, energy, error, pooled_energy, replace_for, spread
 from coreprune.maths.shrink import shrunk
-from coreprune.model.capture import Captured
+from coreprune.model.capture import Captured, first_line
 from coreprune.model.site import Inspection, Location, Maker, Reader, Site
 from coreprune.plan import Cut
 from coreprune.priors.data import Data
@@ -158,7 +158,16 @@ def _observe(
     """Moments at every reader of the sites, in one pass."""
     taps = [taps for site in sites for taps in found.taps[site.name]]
     batches = list(_inputs(found, request))
-    seen = iter(moments(found.graphs, tensors, taps, batches, batch_statistics=not request.prior.data_used))
+    try:
+        found_moments = moments(found.graphs, tensors, taps, batches, batch_statistics=not request.prior.data_used)
+    except (RuntimeError, IndexError, TypeError) as error:
+        if not request.prior.data_used:
+            raise
+        raise InvalidInputError(
+            f"the data do not fit the network as it was captured ({first_line(error)}): give batches in the shape "
+            "of example_inputs"
+        ) from error
+    seen = iter(found_moments)
     return {site.name: tuple(next(seen) for _ in found.taps[site.name]) for site in sites}
 
 
@@ -176,7 +185,8 @@ def probes(
 
 def _inputs(found: Inspection, request: Request) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     if isinstance(request.prior, Data):
-        yield from request.prior.calls()
+        for call in request.prior.calls():
+            yield from fitting(found.graphs[0], call)
     else:
         yield from probes(found.graphs[0], request.prior, probes_of(found.graphs[0]), request.seed)
 

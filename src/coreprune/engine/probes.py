@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.observe import Arguments, run
+from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Captured
 
-__all__ = ["batch_size", "fits", "synthesise"]
+__all__ = ["batch_size", "fits", "fitting", "synthesise"]
 
 
 def batch_size(captured: Captured) -> int:
@@ -52,6 +54,33 @@ def _rows(value: Any, own: int, batch: int, device: str | torch.device) -> Any:
     if device == "meta" or value.is_meta:
         return torch.ones(_shape(value, own, batch), dtype=value.dtype, device=device)
     return value[torch.arange(batch, device=value.device) % own] if value.shape[:1] == (own,) != (batch,) else value
+
+
+def fitting(captured: Captured, call: Arguments) -> Iterator[Arguments]:
+    """A call in batches that the graph can be run on: as it is, or cut into batches of the example's size.
+
+    What is left over after the last whole batch is dropped.
+
+    Raises:
+        InvalidInputError: it has fewer inputs than the example, or other arguments.
+    """
+    leaves, spec = pytree.tree_flatten(call)
+    if spec != pytree.tree_structure(captured.arguments):
+        raise InvalidInputError("the data have other arguments than example_inputs: give both in the same form")
+    own = batch_size(captured)
+    sizes = {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+    size = batch_size(replace(captured, arguments=call))
+    if size == own or len(sizes) > 1 or fits(captured, size):
+        yield call
+        return
+    if size < own:
+        raise InvalidInputError(
+            f"the data come in batches of {size} and the network was captured with {own}, which it holds: "
+            f"give batches of {own} or more, or example_inputs of {size}"
+        )
+    for low in range(0, size - own + 1, own):
+        part = [leaf[low : low + own] if isinstance(leaf, Tensor) and leaf.dim() else leaf for leaf in leaves]
+        yield pytree.tree_unflatten(part, spec)
 
 
 def synthesise(

@@ -17,6 +17,9 @@ from torch import Tensor
 
 __all__ = ["shrunk"]
 
+#: samples from which a correlation of 1 − COPY means a copy; the chance of it otherwise is below COPY^7
+FEWEST, COPY = 16, 1e-5
+
 
 def shrunk(covariance: Tensor, count: int) -> Tensor:
     """The covariance with its correlations drawn towards zero.
@@ -38,4 +41,8 @@ def shrunk(covariance: Tensor, count: int) -> Tensor:
     rho = ((1 - 2 / p) * square + trace**2) / ((count + 1 - 2 / p) * spread)
     result = covariance * (1 - min(1.0, rho))
     result.diagonal().copy_(covariance.diagonal())
+    if count >= FEWEST:
+        deviation = variance.sqrt()
+        copies = covariance.abs() >= (1 - COPY) * deviation[:, None] * deviation
+        result = torch.where(copies, covariance, result)
     return result

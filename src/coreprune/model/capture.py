@@ -83,6 +83,8 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "") -> Capture
         UnsupportedModelError: it can be run and not captured, with the exporter's reason.
     """
     args, kwargs = arguments(example_inputs)
+    if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in pytree.tree_leaves((args, kwargs))):
+        raise InvalidInputError("example_inputs hold an empty tensor: pass a batch of one input or more")
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -319,7 +319,7 @@ class _Census:
             return "heads"
         if any(read.what == "experts" and read.source == first[0] for read in self.walk.reads):
             return "experts"
-        spatial = [p for p in makers if len(self.walk.axes[p[0]]) > 2]
+        spatial = any(len(self.walk.axes[p[0]]) > 2 for p in makers)
         twice = int(np.isin(self.of[self._labels(first)], classes).sum()) > classes.size
         if self.gated[one] and not spatial and (len(makers) == 2 or (len(makers) == 1 and twice)):
             return "gated"
@@ -327,7 +327,9 @@ class _Census:
             return "residual"
         if makers and str(self.made[first][1].target).startswith("aten.embedding"):
             return "embedding"
-        return "conv" if spatial or len(sizes) > 2 else "linear"
+        if any(str(self.made[p][1].target).startswith("aten.conv") for p in makers):
+            return "conv"
+        return "experts" if not makers and len(sizes) == 3 else "linear"
 
     def _name(self, tensor: str, used: set[str]) -> str:
         base = tensor.removesuffix(".weight") if tensor.endswith(".weight") else tensor

@@ -170,8 +170,10 @@ def _captured(
 def _forbid(model: nn.Module, found: Found) -> None:
     """Take away the sites that touch modules whose classes fix their own sizes."""
     for path, module in model.named_modules():
-        if isinstance(module, _OPAQUE):
-            prefix = f"{path}." if path else ""
-            for site in list(found.sites):
-                if any(at.tensor.startswith(prefix) for at in site.locations if at.tensor):
-                    found.refuse(site, f"{path} is a {type(module).__name__}, whose class fixes its sizes")
+        if not isinstance(module, _OPAQUE):
+            continue
+        prefix, reason = f"{path}." if path else "", f"is a {type(module).__name__}, whose class fixes its sizes"
+        found.refused.append(Refusal(path or type(module).__name__, reason))
+        for site in list(found.sites):
+            if any(at.tensor.startswith(prefix) for at in site.locations if at.tensor):
+                found.refuse(site, f"{path} {reason}")

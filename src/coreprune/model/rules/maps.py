@@ -91,7 +91,11 @@ def _product(
         where = {i: out.index(c) for i, c in enumerate(letters) if c in out}
         parts.append((rest, where))
     result = Value(shape_of(node), joined(walk.labels, shape_of(node), parts, batched=True))
-    return result if weight.source is not None else walk.renewed(result)
+    if weight.source is not None:
+        return result
+    common = {out.index(c) for c in left if c in right and c in out}
+    walk.attended += [block.ids for block in result.blocks if set(block.axes) <= common]
+    return walk.renewed(result)
 
 
 def _letters(x: Value, y: Value) -> tuple[list[str], list[str], list[str]]:
