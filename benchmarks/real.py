@@ -194,13 +194,11 @@ def embedding_network(data: Path) -> tuple[list[Row], dict[str, Any]]:
 
     tokenizer, model = AutoTokenizer.from_pretrained(minilm()), AutoModel.from_pretrained(minilm()).eval()
     texts = brown(data)
-    news = sorted(sentences(texts, SENTENCES, news=True), key=len)
-    batches = [tokenizer(news[i : i + 50], padding=True, return_tensors="pt") for i in range(0, len(news), 50)]
+    news = [tokenizer(line, return_tensors="pt")["input_ids"] for line in sentences(texts, SENTENCES, news=True)]
 
     def embedded(network: nn.Module) -> Tensor:
-        with torch.inference_mode():
-            states = [(network(**batch).last_hidden_state, batch["attention_mask"][..., None]) for batch in batches]
-        return torch.cat([(h * mask).sum(1) / mask.sum(1) for h, mask in states])
+        with torch.inference_mode():  # one by one, so that nothing is padded
+            return torch.cat([network(input_ids=ids).last_hidden_state.mean(1) for ids in news])
 
     before = embedded(model)
 
@@ -329,7 +327,9 @@ def markdown(networks: Mapping[str, dict[str, Any]]) -> str:
     for name, body in networks.items():
         what, form, _ = NETWORKS[name]
         dense = body["rows"][0]
-        text.append(f"**{name}**, {body['rows'][1]['dense_parameters']:,} numbers; {what}: dense {dense['figure']:{form}}\n")
+        text.append(
+            f"**{name}**, {body['rows'][1]['dense_parameters']:,} numbers; {what}: dense {dense['figure']:{form}}\n"
+        )
         text.append("| cut | units | method | figure | parameters removed | seconds | check | data used | prior |")
         text.append("|" + "---|" * 9)
         for one in body["rows"][1:]:

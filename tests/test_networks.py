@@ -330,3 +330,19 @@ def test_keeping_everything_changes_nothing(name):
     assert digest(small.model) == digest(model)
     assert suite.equal(call(small.model, given), call(model, given))
     assert small.parameters == small.dense_parameters
+
+
+def test_the_configuration_of_the_result_is_its_own_and_whole():
+    """What a configuration holds beside its fields, such as the implementation of attention, decides the outputs."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=64, **sizes)).eval()
+    given = {"input_ids": torch.randint(64, (2, 8))}
+    small = cp.prune(model, given, units={"encoder.layer.*.intermediate.dense": 24}).model
+    assert (model.config.intermediate_size, small.config.intermediate_size) == (48, 24)
+    assert small.config._attn_implementation == model.config._attn_implementation
+    padded = given | {"attention_mask": torch.tensor([[1] * 8, [1] * 5 + [0] * 3])}
+    with torch.no_grad():
+        all_of, part = small(**padded).last_hidden_state, small(given["input_ids"][1:, :5]).last_hidden_state
+    assert torch.allclose(all_of[1, :5], part[0], atol=1e-5)

@@ -18,6 +18,7 @@ from coreprune.engine.measure import measured
 from coreprune.engine.network import prior_of, probes
 from coreprune.engine.verify import Verification, certify
 from coreprune.errors import InvalidInputError
+from coreprune.io.configs import write_fields
 from coreprune.maths.domain import Ball, Box
 from coreprune.model.capture import rebuilt
 from coreprune.model.discover import discover
@@ -181,8 +182,7 @@ def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bo
     if inplace:
         install(model, changed, attributes)
         small = model
-    if configuration.config is not None:
-        small.config = configuration.config
+    write_fields(getattr(small, "config", None), configuration.updates)
     return Pruned(small, plan, *before, attributes, configuration)
 
 

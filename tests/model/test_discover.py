@@ -144,7 +144,9 @@ def test_what_is_no_plain_module_is_refused_with_what_to_do(name):
             call(model)
 
 
-@pytest.mark.parametrize("thing", [None, 3, "model.pt", {"weight": torch.zeros(2)}, lenet_like, nn.Linear], ids=str)
+@pytest.mark.parametrize(
+    "thing", [None, 3, "model.pt", {"weight": torch.zeros(2)}, lenet_like, nn.Linear], ids=lambda v: type(v).__name__
+)
 def test_what_is_no_module_is_told(thing):
     with pytest.raises(InvalidInputError, match=r"a torch\.nn\.Module was expected, but this is a"):
         discover(thing)

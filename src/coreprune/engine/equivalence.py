@@ -149,9 +149,12 @@ def _advice(model: nn.Module, found: Inspection, plan: Plan, tolerance: float) -
         names = {name for group in part for name in group}
         return _fails(model, found, replace(plan, cuts=tuple(c for c in plan.cuts if c.site.name in names)), tolerance)
 
-    if not groups or not fails(groups):
+    try:
+        if not groups or not fails(groups):
+            return ""
+        names = [name for group in _culprits(fails, groups) for name in group]
+    except Exception:  # advice must not hide what it is about
         return ""
-    names = [name for group in _culprits(fails, groups) for name in group]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     those = f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:8])}{more} are"
     return f"; it works if {those} left whole: pass ignore={names}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Change", "Followed", "Place", "followed", "governed"]
+__all__ = ["Change", "Followed", "Place", "followed", "governed", "write_fields"]
 
 Shape = tuple[int, ...]
 Change = tuple[str, str, int, int]  # site, kind, units before, units after
@@ -105,6 +105,24 @@ def followed(
     zeros = {name: shape for name, shape in found.items() if name not in small_shapes}
     updates = {".".join(map(str, path)): value for path, value in done.items()}
     return Followed(type(config).from_dict(settings), updates, zeros)
+
+
+def write_fields(config: Any, updates: Mapping[str, Any]) -> None:
+    """Set fields of a configuration in place, by the dotted paths of `Followed.updates`.
+
+    The object stays the same: it holds more than its fields, such as which implementation of attention is used.
+    """
+    for path, value in updates.items():
+        keys = path.split(".")
+        at = int(keys.pop()) if keys[-1].isdigit() else None  # an entry of a list
+        holder = config
+        for key in keys[:-1]:
+            holder = getattr(holder, key)
+        if at is None:
+            setattr(holder, keys[-1], value)
+        else:
+            many = getattr(holder, keys[-1])
+            setattr(holder, keys[-1], type(many)([*many[:at], value, *many[at + 1 :]]))
 
 
 def governed(
