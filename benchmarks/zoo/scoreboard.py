@@ -23,7 +23,8 @@ Every classification network of torchvision, with random weights, cut once by co
 
 - **coreprune** removes half of the units of every *site*, without data. What it cannot cut it refuses, with a reason.
   The smaller network must equal the original with the removed units replaced as the plan says, or `prune` raises:
-  that is the column *equal*.
+  that is the column *equal*. Attention heads are left whole where a module's own code fixes their number (Swin, MaxViT):
+  the first error says so, and what to ignore; the seconds then are of both calls.
 - **Torch-Pruning** removes half of all channels by the L2 norm of each group, with the settings of its README and its
   own script for torchvision. It promises a network that runs, and *ok* says that the result maps the example to 1,000
   finite numbers.

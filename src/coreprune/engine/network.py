@@ -31,9 +31,11 @@ from coreprune.priors.gaussian import Gaussian
 
 __all__ = ["cut_site", "decide_network", "network_curves", "prior_of", "probes"]
 
-#: positions (pixels, tokens, vectors) that are drawn where there are no data, and the fewest inputs
-POSITIONS, PROBES = 4096, 8
-TOGETHER = 4  # of them are run together, if the network takes batches of that size
+#: Where there are no data: tokens or vectors that are drawn, pixels that are drawn, and the fewest inputs. Deep in a
+#: convolutional net few positions are left of an image, which is why it takes more of them.
+POSITIONS, PIXELS, PROBES = 4096, 2**16, 8
+#: inputs and pixels that are run together, if the network takes batches of that size
+TOGETHER, AREA = 4, 2**18
 _CHUNK = 2**24  # entries of a weight that are laid out at a time
 _DOUBLE = 1024  # entries of a site up to which everything is computed in float64
 
@@ -50,15 +52,19 @@ def prior_of(prior: Gaussian | Data) -> str:
     )
 
 
-def probes_of(captured: Captured) -> int:
-    """How many inputs to draw: the fewest with POSITIONS positions where readers may stand, but PROBES at least."""
+def probes_of(captured: Captured) -> tuple[int, int]:
+    """How many inputs to draw, and how many of them to run together.
+
+    The fewest with POSITIONS tokens or vectors, or with PIXELS pixels where the input is an image, but PROBES at least.
+    """
     first = next((v for v in pytree.tree_leaves(captured.arguments) if isinstance(v, Tensor) and v.dim()), None)
     if first is None:
-        return PROBES
-    inner = (
-        first.shape[1:] if not first.is_floating_point() else first.shape[2:] if first.dim() > 3 else first.shape[1:-1]
-    )
-    return max(PROBES, -(-POSITIONS // max(math.prod(inner), 1)))
+        return PROBES, TOGETHER
+    image = first.is_floating_point() and first.dim() > 3
+    inner = first.shape[2:] if image else first.shape[1:-1] if first.is_floating_point() else first.shape[1:]
+    each = max(math.prod(inner), 1)
+    count = max(PROBES, -(-(PIXELS if image else POSITIONS) // each))
+    return count, min(count, max(TOGETHER, AREA // each))
 
 
 def decide_network(
@@ -172,13 +178,13 @@ def _observe(
 
 
 def probes(
-    captured: Captured, prior: Gaussian, count: int, seed: int
+    captured: Captured, prior: Gaussian, count: int, seed: int, together: int = TOGETHER
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Batches of at least `count` inputs that are drawn: numbers from the prior, tokens evenly."""
     if isinstance(prior.mean, Tensor) or isinstance(prior.std, Tensor):
         raise InvalidInputError("a prior per feature was given: for a network that is no stack give numbers, or data=")
     size = max(batch_size(captured), 1)
-    batch = size if size >= TOGETHER or not fits(captured, TOGETHER) else TOGETHER
+    batch = size if size >= together or not fits(captured, together) else together
     std = 1.0 if prior.std is None else float(prior.std)
     yield from synthesise(captured, -(-count // batch), seed, float(prior.mean), std, batch=batch)
 
@@ -188,7 +194,8 @@ def _inputs(found: Inspection, request: Request) -> Iterator[tuple[tuple[Any, ..
         for call in request.prior.calls():
             yield from fitting(found.graphs[0], call)
     else:
-        yield from probes(found.graphs[0], request.prior, probes_of(found.graphs[0]), request.seed)
+        count, together = probes_of(found.graphs[0])
+        yield from probes(found.graphs[0], request.prior, count, request.seed, together)
 
 
 def _readings(site: Site, tensors: Mapping[str, Tensor], seen: tuple[Observed, ...]) -> list[Reading]:
