@@ -138,7 +138,7 @@ def main() -> None:
         f"{INTRODUCTION}{speed()}\n## All networks\n\n"
         f"- coreprune: {tally(ours['rows'])}; {conditions(ours)}.\n"
         f"- Torch-Pruning: {tally(theirs['rows'])}; {conditions(theirs)}.\n\n"
-        f"A call that took longer than {theirs['limit']} s was ended.\n\n{table(head, rows)}\n"
+        f"A call that took longer than {ours['limit']} s (coreprune) or {theirs['limit']} s (Torch-Pruning) was ended.\n\n{table(head, rows)}\n"
     )
     print(f"coreprune: {tally(ours['rows'])}\nTorch-Pruning: {tally(theirs['rows'])}\n{PAGE.name} written")
     left = [row["model"] for row in ours["rows"] if row["status"] != "ok"]
