@@ -23,8 +23,9 @@ from coreprune.maths.domain import Ball, Box
 from coreprune.model.capture import rebuilt
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
+from coreprune.model.tensors import tensors_of
 from coreprune.plan import Plan
-from coreprune.planning import Wish, decided, radius_of, tensors_of
+from coreprune.planning import Wish, decided, radius_of
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 from coreprune.result import Pruned, configured, load, read_claims, read_structure

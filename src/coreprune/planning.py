@@ -19,11 +19,12 @@ from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
 from coreprune.model.capture import described
 from coreprune.model.site import Inspection
+from coreprune.model.tensors import tensors_of
 from coreprune.plan import Cut, Plan
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 
-__all__ = ["Wish", "check_finite", "decided", "radius_of", "tensors_of"]
+__all__ = ["Wish", "check_finite", "decided", "radius_of"]
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,6 @@ def _recipe(
         "capture": wish.capture,
         "inputs": described(example_inputs) if found.graphs else None,
     }
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those that are not saved too."""
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def _check_sites(model: nn.Module, found: Inspection) -> None:

@@ -25,6 +25,7 @@ from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Captured, capture, evaluating, first_line
 from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Tap
+from coreprune.model.tensors import tensors_of
 from coreprune.plan import Plan
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
@@ -108,7 +109,7 @@ def _difference(
     tensors64: Mapping[str, Tensor],
 ) -> float:
     """The comparison of one graph: see `check`."""
-    dense = _tensors(dense_model)
+    dense = tensors_of(dense_model)
 
     def masked(arguments: Arguments) -> list[Any]:
         hook = _hook(pairs)
@@ -129,7 +130,7 @@ def _difference(
     try:
         again = capture(module, own, path=captured.path)
         with _replaced(small_model, tensors64), Double():
-            small = run(again, _tensors(small_model), _copied(own))
+            small = run(again, tensors_of(small_model), _copied(own))
     except Exception as error:
         if failure is None:
             return difference
@@ -170,7 +171,7 @@ def _culprits(fails: Callable[[Any], bool], groups: list[tuple[str, ...]]) -> li
 
 def _fails(model: nn.Module, found: Inspection, plan: Plan, tolerance: float) -> bool:
     """Whether the cuts of a plan, carried out on a copy, go wrong."""
-    tensors = _tensors(model)
+    tensors = tensors_of(model)
     exact = edited(plan.to(torch.float64).edits(tensors), tensors, dtype=torch.float64)
     like = next(iter(tensors.values()))
     small = spared_copy(model, exact)
@@ -260,7 +261,7 @@ def _spread_out(mix: Tensor, n: int, each: int) -> Tensor:
 @contextmanager
 def _replaced(model: nn.Module, tensors64: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with other tensors in its place, and with copies of its buffers, for as long as the context lasts."""
-    own = _tensors(model)
+    own = tensors_of(model)
     new = {id(own[name]): value for name, value in tensors64.items() if name in own}
     saved: list[tuple[dict[str, Any], str, Any]] = []
     try:
@@ -291,10 +292,6 @@ def _live(module: nn.Module, arguments: Arguments) -> list[Any]:
 
 
 # ---------------------------------------------------------------- both
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _arguments(

@@ -22,6 +22,7 @@ from coreprune.maths.domain import Ball, Box, OneLayer
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Pair, difference_energy
 from coreprune.maths.worst_case import WorstCase, worst_case
+from coreprune.model.capture import evaluating
 from coreprune.model.site import Inspection, Site
 from coreprune.priors.gaussian import Gaussian, Propagation
 
@@ -275,19 +276,13 @@ def _measure(dense: nn.Module, small: nn.Module, x: Tensor, delta: float) -> tup
         raise InvalidInputError(f"{len(x)} inputs were given to measure on: give at least {FEWEST}")
     if not bool(torch.isfinite(x).all()):
         raise InvalidInputError("the inputs hold NaN or infinite values: give finite inputs")
-    modes = [(module, module.training) for model in (dense, small) for module in model.modules()]
     try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
+        with evaluating(dense, small), torch.no_grad():
             y, z = (_run(model, x).double().flatten(1) for model in (dense, small))
     except (RuntimeError, IndexError) as error:
         raise InvalidInputError(
             f"inputs of shape {tuple(x.shape)} do not fit the network: give inputs= as the network takes them"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     relative = relative_error((y - z).square().mean(0), y.var(0, unbiased=False))
     return relative, *exceeded((y - z).abs().amax(1), delta)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from coreprune.maths.reweight import RIDGE
+from coreprune.maths.reweight import RIDGE, factored
 from coreprune.maths.select import Path
 
 __all__ = ["backward_blocks"]
@@ -45,8 +45,7 @@ def backward_blocks(G: Tensor, M: Tensor, units: int, keep: int) -> Path:
     scale = G.diagonal().clamp(min=0).sqrt()
     safe = torch.where(scale > 0, scale, 1.0)
     R = G / safe[:, None] / safe
-    R.diagonal().fill_(1 + RIDGE[G.dtype])
-    H = torch.cholesky_inverse(_factor(R))
+    H = torch.cholesky_inverse(factored(R, RIDGE[G.dtype]))
     energy_of = (M * scale[:, None] * scale).clone()
     left = torch.arange(n, device=G.device)
     order, costs = [], []
@@ -72,15 +71,3 @@ def _diagonal(A: Tensor, b: int) -> Tensor:
     """The b × b blocks on the diagonal, (n, b, b)."""
     n = A.shape[0] // b
     return A.reshape(n, b, n, b).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-
-
-def _factor(R: Tensor) -> Tensor:
-    """A Cholesky factor of correlations, with as much ridge as it takes."""
-    level = RIDGE[R.dtype]
-    L: Tensor
-    while True:
-        L, failed = torch.linalg.cholesky_ex(R)
-        if not failed:
-            return L
-        level *= 10
-        R.diagonal().fill_(1 + level)

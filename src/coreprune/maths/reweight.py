@@ -24,7 +24,7 @@ from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset
 from coreprune.maths.propagate import Law
 
-__all__ = ["RIDGE", "replacement", "residual_energy", "solve"]
+__all__ = ["RIDGE", "factored", "replacement", "residual_energy", "solve"]
 
 #: ridge on correlations, by precision
 RIDGE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -47,14 +47,19 @@ def solve(G: Tensor, B: Tensor, ridge: float | None = None) -> Tensor:
     variance = G.diagonal()
     scale = torch.where(variance > 0, variance.clamp(min=1e-300).rsqrt(), 0.0)
     R = G * scale[:, None] * scale
-    level = RIDGE[G.dtype] if ridge is None else ridge
-    while True:
-        R.diagonal().fill_(1 + level)
-        factor, failed = torch.linalg.cholesky_ex(R)
-        if not failed or level > 1:
-            break
-        level = max(10 * level, RIDGE[G.dtype])
+    factor = factored(R, RIDGE[G.dtype] if ridge is None else ridge)
     return torch.cholesky_solve((B * scale).T, factor).T * scale
+
+
+def factored(R: Tensor, ridge: float) -> Tensor:
+    """L with L Lᵀ = R + ridge·I for correlations R, whose diagonal is set; the ridge is raised until it succeeds."""
+    while True:
+        R.diagonal().fill_(1 + ridge)
+        L, failed = torch.linalg.cholesky_ex(R)
+        if not failed or ridge > 1:
+            result: Tensor = L
+            return result
+        ridge = max(10 * ridge, RIDGE[R.dtype])
 
 
 def replacement(law: Law, coreset: Coreset, *, ridge: float | None = None) -> Coreset:

@@ -6,6 +6,7 @@ of N samples,
     ρ = ((1 − 2/p) tr S² + (tr S)²) / ((N + 1 − 2/p)(tr S² − (tr S)²/p)),        Ŝ = (1 − ρ) S + ρ I.
 
 With many samples ρ → 0, and no number is tuned. Entries that do not vary have no correlations and do not count.
+Copies of each other, at any scale, stay so: a correlation of ±1 over FEWEST samples or more is no accident.
 
 Source: Chen, Wiesel, Eldar & Hero 2010, "Shrinkage Algorithms for MMSE Covariance Estimation", eq. 23.
 """

@@ -12,6 +12,7 @@ from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.model.capture import Captured, arguments, capture, evaluating, first_line
 from coreprune.model.census import Found, find
 from coreprune.model.site import Inspection, Refusal
+from coreprune.model.tensors import tensors_of
 
 __all__ = ["discover_network", "plain_module"]
 
@@ -75,7 +76,7 @@ def discover_network(model: nn.Module, example_inputs: Any, how: str = "auto") -
             captures = list(_blocks(model, example_inputs, refused))
             if not captures:
                 raise
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tensors = tensors_of(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     state = model.state_dict()
     found = find(captures, shapes, state)

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.maths.activation import Activation, activation
 from coreprune.model.activations import of_function, of_module
+from coreprune.model.capture import evaluating, first_line
 from coreprune.model.site import Inspection, Location, Reader, Refusal, Site
 
 __all__ = ["discover"]
@@ -95,7 +96,7 @@ def _chain(model: nn.Module) -> list[fx.Node]:
         graph = fx.symbolic_trace(model).graph
     except Exception as error:
         raise UnsupportedModelError(
-            f"the forward pass of {type(model).__name__} cannot be traced ({_first_line(error)}): "
+            f"the forward pass of {type(model).__name__} cannot be traced ({first_line(error)}): "
             "only stacks of Linear layers and elementwise activations can be cut"
         ) from error
     nodes = [node for node in graph.nodes if (node.users or node.op == "output") and not _is_size(node)]
@@ -122,10 +123,6 @@ def _is_size(node: fx.Node) -> bool:
         return True
     source = node.args[0] if node.args else None
     return node.target is operator.getitem and isinstance(source, fx.Node) and _is_size(source)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _path(node: fx.Node) -> str:
@@ -212,18 +209,12 @@ def _check_inputs(model: nn.Module, features: int, example_inputs: Tensor | None
             f"example_inputs is a {type(example_inputs).__name__}: a stack takes one tensor "
             f"whose last axis has {features}"
         )
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(example_inputs)
     except (RuntimeError, IndexError) as error:
         raise InvalidInputError(
             f"example_inputs of shape {tuple(example_inputs.shape)} and {example_inputs.dtype} do not fit the model "
-            f"({_first_line(error)}): pass one batch as the model takes it; its first Linear layer reads {features} "
+            f"({first_line(error)}): pass one batch as the model takes it; its first Linear layer reads {features} "
             "features"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training

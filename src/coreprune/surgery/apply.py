@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from coreprune.model.tensors import tensors_of
 from coreprune.surgery.attributes import Followed, attributes
 
 __all__ = ["attributes", "install", "size", "spared_copy", "ties", "transaction"]
@@ -18,7 +19,7 @@ Holder = tuple[nn.Module, str]
 
 def spared_copy(model: nn.Module, names: Iterable[str]) -> nn.Module:
     """A deep copy of a module that shares, instead of copies, the tensors named: those are about to be replaced."""
-    own = _named(model)
+    own = tensors_of(model)
     return copy.deepcopy(model, {id(own[name]): own[name] for name in names if name in own})
 
 
@@ -32,7 +33,7 @@ def ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
         {'0.weight': ('1.weight',)}
     """
     names: dict[int, list[str]] = {}
-    for name, tensor in _named(model).items():
+    for name, tensor in tensors_of(model).items():
         names.setdefault(id(tensor), []).append(name)
     return {many[0]: tuple(many[1:]) for many in names.values() if len(many) > 1}
 
@@ -107,12 +108,6 @@ def transaction(model: nn.Module) -> Iterator[None]:
                 held[table].clear()
                 held[table].update(entries)
         raise
-
-
-def _named(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, under every name."""
-    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    return found | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _holders(model: nn.Module) -> dict[int, list[Holder]]:

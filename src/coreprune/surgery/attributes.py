@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from coreprune.model.site import Location, Site
+from coreprune.model.tensors import tensors_of
 
 __all__ = ["Followed", "Shrunk", "attributes", "follow"]
 
@@ -216,7 +217,7 @@ def follow(model: nn.Module, cuts: Iterable[Shrunk]) -> list[Followed]:
         >>> follow(Block(), [Cut(site=site, kept=[0, 5, 6])])
         [Followed(module='', attribute='mlp_dim', old=8, new=3)]
     """
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tensors = tensors_of(model)
     found: dict[tuple[str, str], Followed] = {}
     for cut in cuts:
         site, kept = cut.site, len(cut.kept)
