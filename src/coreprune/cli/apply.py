@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from coreprune import api
-from coreprune.cli.common import model_options, source_of, write
+from coreprune.cli.common import model_options, source_of
+from coreprune.cli.output import json_option, write
 from coreprune.plan import Plan
 
 __all__ = ["apply"]
@@ -16,11 +17,14 @@ __all__ = ["apply"]
 @click.argument("plan")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Directory to write the smaller network into.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
-def apply(model: str, factory: str | None, shape: str | None, plan: str, output: str, force: bool) -> None:
+@json_option
+def apply(
+    model: str, factory: str | None, shape: str | None, plan: str, output: str, force: bool, as_json: bool
+) -> None:
     """Cut MODEL as PLAN says.
 
     Example: coreprune apply coreprune.demo:lenet plan/ -o small/
     """
     source = source_of(model, factory, shape)
     small = api.apply(source.network, Plan.load(plan))
-    write(small, output, source, force=force)
+    write(small, output, source, force=force, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,6 @@ from coreprune.io.checkpoint import read_tensors
 from coreprune.maths.methods import METHODS
 from coreprune.model.groups import KINDS
 from coreprune.priors.gaussian import Gaussian
-from coreprune.result import Pruned
 
 __all__ = [
     "Source",
@@ -36,10 +36,10 @@ __all__ = [
     "request_of",
     "request_options",
     "source_of",
-    "write",
 ]
 
 Decorator = Callable[[Any], Any]
+_LOG = logging.getLogger(__name__)
 
 
 def factory_of(spec: str) -> Callable[[], nn.Module]:
@@ -223,21 +223,6 @@ def _number(text: str, kind: type) -> Any:
         raise InvalidInputError(f"{text!r} is not a number: give one") from error
 
 
-def write(small: Pruned, out: str, source: Source, *, force: bool) -> None:
-    """Write a result and print what it is.
-
-    It is a directory that ``from_pretrained`` opens if it came from one and its configuration fits.
-    """
-    if source.directory is not None and small.configuration.config is not None:
-        small.save_pretrained(out, source.directory, force=force)
-        how = f": open it with transformers.{type(small.model).__name__}.from_pretrained({out!r})"
-    else:
-        small.save(out, force=force)
-        how = ""
-    click.echo(small.summary())
-    click.echo(f"written to {out}{how}")
-
-
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar on stderr while it is a terminal, and nothing otherwise."""
@@ -249,6 +234,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
         task = bar.add_task(what, total=None)
 
         def step(done: int, total: int, name: str) -> None:
+            _LOG.debug("%s %d/%d %s", what, done, total, name)
             bar.update(task, completed=done, total=total, description=f"{what} {name}".strip())
 
         yield step

@@ -36,7 +36,7 @@ for command in (demo.demo, inspect.inspect, plan.plan, apply.apply, prune.prune,
 def main() -> None:
     """Run, and turn everything the user can mend into one line and exit code 2."""
     try:
-        cli(standalone_mode=False)
+        cli(sys.argv[1:], standalone_mode=False, obj=tuple(sys.argv[1:]))
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except (KeyboardInterrupt, click.Abort):

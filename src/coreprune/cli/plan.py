@@ -8,6 +8,7 @@ import click
 
 from coreprune import api
 from coreprune.cli.common import model_options, progress_bar, request_of, request_options, source_of
+from coreprune.cli.output import dumped, json_option, recorded
 from coreprune.report.text import table
 
 __all__ = ["plan"]
@@ -18,7 +19,10 @@ __all__ = ["plan"]
 @click.option("-o", "--output", required=True, metavar="PLAN", help="Directory to write the plan into.")
 @request_options
 @click.option("--force", is_flag=True, help="Replace PLAN if it is there.")
-def plan(model: str, factory: str | None, shape: str | None, output: str, force: bool, **options: Any) -> None:
+@json_option
+def plan(
+    model: str, factory: str | None, shape: str | None, output: str, force: bool, as_json: bool, **options: Any
+) -> None:
     """Decide which units go and what stands for them; nothing is cut.
 
     Example: coreprune plan coreprune.demo:lenet -o plan/ --remove 0.5
@@ -26,7 +30,16 @@ def plan(model: str, factory: str | None, shape: str | None, output: str, force:
     source = source_of(model, factory, shape)
     with progress_bar("planning") as progress:
         decided = api.plan(source.network, source.example, progress=progress, **request_of(options, source))
+    decided = recorded(decided)
     decided.save(output, force=force)
+    if as_json:
+        sites = [
+            {"name": cut.site.name, "kind": cut.site.kind, "units": cut.site.units, "kept": cut.kept.tolist()}
+            | {"evidence": cut.evidence}
+            for cut in decided.cuts
+        ]
+        click.echo(dumped({"recipe": decided.recipe, "sites": sites, "written_to": output}))
+        return
     rows = [[cut.site.name, f"{cut.site.units}", f"{cut.kept.numel()}"] for cut in decided.cuts]
-    click.echo(table(["site", "units", "kept"], rows))
+    click.echo(table(["site", "units", "kept"], rows) if rows else "nothing to cut")
     click.echo(f"written to {output}")

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from coreprune import api
-from coreprune.cli.common import model_options, progress_bar, request_of, request_options, source_of, write
+from coreprune.cli.common import model_options, progress_bar, request_of, request_options, source_of
+from coreprune.cli.output import json_option, write
 from coreprune.errors import CheckpointError
 
 __all__ = ["prune"]
@@ -19,7 +20,10 @@ __all__ = ["prune"]
 @click.argument("out")
 @request_options
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
-def prune(model: str, factory: str | None, shape: str | None, out: str, force: bool, **options: Any) -> None:
+@json_option
+def prune(
+    model: str, factory: str | None, shape: str | None, out: str, force: bool, as_json: bool, **options: Any
+) -> None:
     """Make MODEL smaller and write it to OUT.
 
     \b
@@ -34,4 +38,4 @@ def prune(model: str, factory: str | None, shape: str | None, out: str, force: b
     source = source_of(model, factory, shape)
     with progress_bar("pruning") as progress:
         small = api.prune(source.network, source.example, progress=progress, **request_of(options, source))
-    write(small, out, source, force=force)
+    write(small, out, source, force=force, as_json=as_json)

@@ -11,7 +11,7 @@ from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Site
 from coreprune.plan import Plan
 
-__all__ = ["bytes_text", "inspection_text", "summary", "table", "wrap"]
+__all__ = ["bytes_text", "inspection_text", "rows_of", "starred", "summary", "table", "wrap"]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -127,12 +127,12 @@ def inspection_text(found: Inspection, width: int = 80) -> str:
     by_name = {site.name: site for site in found.sites}
     head = ["site", "kind", "units", "activation", "read by", "governs"]
     rows = []
-    for group in _rows(found.sites):
+    for group in rows_of(found.sites):
         first = by_name[group[0]]
-        readers = list(dict.fromkeys(_starred(r.weight.tensor, group) for r in first.readers))
+        readers = list(dict.fromkeys(starred(r.weight.tensor, group) for r in first.readers))
         rows.append(
             [
-                _starred(first.name, group) + (f" ({len(group)})" if len(group) > 1 else ""),
+                starred(first.name, group) + (f" ({len(group)})" if len(group) > 1 else ""),
                 first.kind,
                 f"{first.units}",
                 first.activation if first.kind in {"linear", "gated", "conv"} else "-",
@@ -151,7 +151,7 @@ def inspection_text(found: Inspection, width: int = 80) -> str:
     return "\n".join([text, *refused, f"{total:,} parameters"])
 
 
-def _rows(sites: Sequence[Site]) -> list[tuple[str, ...]]:
+def rows_of(sites: Sequence[Site]) -> list[tuple[str, ...]]:
     """Names that share a row: three or more that are alike and have more than numbers in them."""
     groups = alike(sites)
     return [
@@ -161,7 +161,7 @@ def _rows(sites: Sequence[Site]) -> list[tuple[str, ...]]:
     ]
 
 
-def _starred(name: str, group: Sequence[str]) -> str:
+def starred(name: str, group: Sequence[str]) -> str:
     """A name of a tensor or a site as it is, or for a group with its numbers starred."""
     short = name.removesuffix(".weight")
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", short) if len(group) > 1 else short

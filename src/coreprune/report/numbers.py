@@ -1,0 +1,290 @@
+"""Everything that a report says, as data: the page and the tables are made of this and of nothing else.
+
+The source is what `structure.json` holds, so that a result in memory and one on disk give the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from coreprune.errors import CheckpointError, CorepruneError
+from coreprune.model.groups import matching
+from coreprune.model.site import Inspection, Site
+from coreprune.report.cost import Change, Cost
+from coreprune.report.recipe import loading, python_call, versions
+from coreprune.report.text import rows_of, starred
+
+__all__ = ["Beside", "Numbers", "Row", "numbers"]
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One site.
+
+    Attributes:
+        name, kind, activation: as `Site` has them.
+        group: the name with its block numbers starred, where three or more sites are alike; else the name.
+        before, after: units.
+        writer: the tensor whose rows make the units. readers: those that read them.
+        error: relative root mean square error of what the readers get, as the plan predicted or measured it.
+        within: ε, no single output is off by more,
+        confidence: but for 1 − this share of the inputs (Chebyshev); None where nothing was stated.
+        domain: the inputs that this speaks of.
+        theorem: what the paper's theorem promises of the draws, if they were drawn.
+        curve: (units, error) of the site on its own, ascending; empty if it was not computed.
+        whole: why it was not cut; empty if it was.
+    """
+
+    name: str
+    kind: str
+    activation: str
+    group: str
+    before: int
+    after: int
+    writer: str = ""
+    readers: tuple[str, ...] = ()
+    error: float | None = None
+    within: float | None = None
+    confidence: float | None = None
+    domain: str = ""
+    theorem: Mapping[str, float] | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    whole: str = ""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is known of a result beside its structure.
+
+    Attributes:
+        place: the directory it is in, or is to be saved to.
+        opens: the class of `transformers` that opens it; empty if `coreprune.load` does.
+        file_bytes: of the weights as they are written, None where there are no files.
+        cost: what both networks cost to run, if they were run.
+        inspection: of the dense network: what was refused, and what stayed whole.
+        checked: statements of `verify`, and its data.
+    """
+
+    place: str = "small"
+    opens: str = ""
+    file_bytes: Change = field(default_factory=Change)
+    cost: Cost | None = None
+    inspection: Inspection | None = None
+    checked: tuple[Sequence[str], Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A report as data.
+
+    Attributes:
+        name: of the result.
+        method: with its weights. prior: where the moments come from, in words. data_used: whether data were.
+        radius: β that worst cases speak of, None for a network that is no stack; radius_from: why that.
+        parameters, tensor_bytes, file_bytes, multiply_adds: before and after; None where it is not known.
+        cost: what was measured by running both networks.
+        ends: inputs and outputs of a stack.
+        sites: in forward order.
+        refused: (name, reason) of everything that could not be cut; None if it is not known.
+        statements: what `verify` said; checked: the same as data.
+        recipe: all that was asked. commands: as they were typed. python: the call that does the same.
+        load: code that opens the result.
+        made_with: versions when it was cut, empty if they were not written down; reported_with: those of now.
+    """
+
+    name: str
+    method: str
+    prior: str
+    data_used: bool
+    radius: float | None
+    radius_from: str
+    parameters: Change
+    tensor_bytes: Change
+    file_bytes: Change
+    multiply_adds: Change
+    cost: Cost | None
+    ends: tuple[int, int] | None
+    sites: tuple[Row, ...]
+    refused: tuple[tuple[str, str], ...] | None
+    statements: tuple[str, ...]
+    checked: Mapping[str, Any] | None
+    recipe: Mapping[str, Any]
+    commands: tuple[str, ...]
+    python: str
+    load: str
+    made_with: Mapping[str, str]
+    reported_with: Mapping[str, str]
+
+    @property
+    def cut(self) -> tuple[Row, ...]:
+        """The sites that shrank."""
+        return tuple(row for row in self.sites if not row.whole)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, without infinities, which JSON has not."""
+        plain = _finite({"kind": "report", "version": VERSION, **asdict(self)})
+        assert isinstance(plain, dict)
+        return plain
+
+
+def numbers(structure: Mapping[str, Any], name: str, beside: Beside | None = None) -> Numbers:
+    """The numbers of a result.
+
+    Args:
+        structure: what structure.json holds. name: what to call the result. beside: what else is known of it.
+
+    Raises:
+        CheckpointError: the structure is damaged.
+    """
+    beside = beside or Beside()
+    try:
+        return _numbers(structure, name, beside)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"the structure.json of {name} is damaged ({error!r}): write it again") from error
+
+
+def _numbers(structure: Mapping[str, Any], name: str, beside: Beside) -> Numbers:
+    recipe, size = structure["recipe"], structure["size"]
+    cuts = [(Site.from_json(entry["site"]), len(entry["kept"]), entry["evidence"]) for entry in structure["sites"]]
+    shapes = {tensor: list(known[1]) for tensor, known in structure["tensors"].items()}
+    dense = _dense(shapes, structure.get("changed", {}), cuts)
+    stack = recipe.get("radius") is not None
+    multiply_adds = Change(_matrices(dense), _matrices(shapes)) if stack else Change()
+    weights = " with least-squares weights" if recipe.get("reweight") else ""
+    statements, checked = beside.checked or ((), None)
+    refused = recipe.get("refused")
+    if beside.inspection is not None:
+        refused = [(one.name, one.reason) for one in beside.inspection.refused]
+    return Numbers(
+        name=name,
+        method=f"{recipe['method']}{weights}",
+        prior=str(recipe["prior"]),
+        data_used=bool(recipe["data_used"]),
+        radius=recipe.get("radius"),
+        radius_from=str(recipe.get("radius_from", "")),
+        parameters=Change(size["dense_parameters"], size["parameters"]),
+        tensor_bytes=Change(size["dense_bytes"], size["bytes"]),
+        file_bytes=beside.file_bytes,
+        multiply_adds=beside.cost.multiply_adds if beside.cost else multiply_adds,
+        cost=beside.cost,
+        ends=_ends(dense, cuts) if stack and cuts else None,
+        sites=_rows(cuts, recipe, beside.inspection),
+        refused=None if refused is None else tuple((str(where), str(why)) for where, why in refused),
+        statements=tuple(statements),
+        checked=checked,
+        recipe=dict(recipe),
+        commands=tuple(map(str, recipe.get("commands", ()))),
+        python=python_call(recipe),
+        load=loading(beside.place, beside.opens),
+        made_with={str(k): str(v) for k, v in recipe.get("versions", {}).items()},
+        reported_with=versions(),
+    )
+
+
+def _dense(
+    shapes: Mapping[str, list[int]], changed: Mapping[str, Any], cuts: Sequence[tuple[Site, int, Any]]
+) -> dict[str, list[int]]:
+    """Shapes of the dense network's tensors, from those of the smaller one and from what went."""
+    made = {name for name, shape in changed.items() if shape is None}
+    dense = {name: list(shape) for name, shape in shapes.items() if name not in made}
+    for site, kept, _ in cuts:
+        for at in dict.fromkeys(site.locations):
+            if at.tensor in dense:
+                dense[at.tensor][at.axis] += (site.units - kept) * at.span
+    return dense
+
+
+def _matrices(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Multiply-adds of a stack for one input: the entries of its matrices."""
+    return sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
+
+
+def _ends(dense: Mapping[str, Sequence[int]], cuts: Sequence[tuple[Site, int, Any]]) -> tuple[int, int] | None:
+    """Inputs of the first map and outputs of the last, if these are the ends of the stack."""
+    first, last = cuts[0][0].incoming, cuts[-1][0].readers[-1]
+    matrices = [name for name, shape in dense.items() if len(shape) == 2]
+    if matrices[0] != first.tensor or matrices[-1] != last.weight.tensor:
+        return None
+    return dense[first.tensor][1 - first.axis], dense[last.weight.tensor][last.outputs]
+
+
+def _rows(
+    cuts: Sequence[tuple[Site, int, Any]], recipe: Mapping[str, Any], inspection: Inspection | None
+) -> tuple[Row, ...]:
+    """The sites that were cut, and where they are known those that were not."""
+    by_name = {site.name: (site, kept, evidence) for site, kept, evidence in cuts}
+    every = [site for site, _, _ in cuts] if inspection is None else list(inspection.sites)
+    groups = {name: starred(name, group) for group in rows_of(every) for name in group}
+    rows = []
+    for site in every:
+        if site.name in by_name:
+            rows.append(_row(*by_name[site.name], groups[site.name]))
+        else:
+            why = _why_whole(site, recipe)
+            rows.append(
+                Row(site.name, site.kind, site.activation, groups[site.name], site.units, site.units, whole=why)
+            )
+    return tuple(rows)
+
+
+def _row(site: Site, kept: int, evidence: Mapping[str, Any], group: str) -> Row:
+    promised = ("theorem_draws", "theorem_delta", "theorem_error")
+    theorem = {key: float(evidence[key]) for key in promised if key in evidence}
+    stated = "chebyshev_error" in evidence
+    curve = evidence.get("curve") or {"units": (), "errors": ()}
+    return Row(
+        name=site.name,
+        kind=site.kind,
+        activation=site.activation if site.kind in {"linear", "gated", "conv"} else "",
+        group=group,
+        before=site.units,
+        after=kept,
+        writer=site.incoming.tensor,
+        readers=tuple(dict.fromkeys(reader.weight.tensor for reader in site.readers)),
+        error=_number(evidence.get("relative_error")),
+        within=_number(evidence["chebyshev_error"]) if stated else None,
+        confidence=1 - float(evidence["chebyshev_delta"]) if stated else None,
+        domain=str(evidence.get("domain", "")),
+        theorem=theorem or None,
+        curve=tuple((int(k), float(e)) for k, e in zip(curve["units"], curve["errors"], strict=True)),
+    )
+
+
+def _why_whole(site: Site, recipe: Mapping[str, Any]) -> str:
+    """Why a site that could be cut was not."""
+    if any(site in _matching(site, pattern) for pattern in recipe.get("ignore", ())):
+        return "it was to be ignored"
+    if recipe.get("kinds") and site.kind not in recipe["kinds"]:
+        return "sites of this kind were not asked for"
+    asked = recipe.get("remove") if isinstance(recipe.get("remove"), Mapping) else recipe.get("units")
+    if isinstance(asked, Mapping):
+        named = any(_matching(site, pattern) for pattern in asked)
+        return "the width that was asked for is its own" if named else "it was not asked for"
+    if recipe.get("uniform") == "config":
+        return "the configuration has no field for its width, or the budget left it whole"
+    return "the budget left it whole"
+
+
+def _matching(site: Site, pattern: str) -> list[Site]:
+    try:
+        return matching([site], pattern)
+    except CorepruneError:  # it means another site
+        return []
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(float(value)) else float(value)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what is no number, and lists for tuples."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,93 @@
+"""How to load a result and how to make it again, as code to copy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["loading", "python_call", "versions"]
+
+#: arguments of `coreprune.prune` and what they are if nothing is said
+_DEFAULTS: dict[str, Any] = {
+    "remove": None,
+    "units": None,
+    "budget": None,
+    "draws": None,
+    "method": "kernel",
+    "reweight": False,
+    "ignore": [],
+    "kinds": None,
+    "uniform": False,
+    "round_to": None,
+    "capture": "auto",
+}
+
+
+def python_call(recipe: Mapping[str, Any]) -> str:
+    """The call of `coreprune.prune` that a recipe stands for, what is default left out.
+
+    Example:
+        >>> print(python_call({"remove": 0.5, "method": "kernel", "seed": 3}))
+        import coreprune as cp
+        <BLANKLINE>
+        small = cp.prune(model, remove=0.5, seed=3)
+    """
+    given = [f"{key}={recipe[key]!r}" for key, usual in _DEFAULTS.items() if recipe.get(key, usual) != usual]
+    if recipe.get("data_used"):
+        given.append("data=loader")
+    elif recipe.get("prior_values"):
+        given += _prior(recipe["prior_values"])
+    if recipe.get("radius") is not None and recipe.get("radius_from") == "given":
+        given.append(f"radius={recipe['radius']!r}")
+    words = ["model", *(["example_inputs"] if recipe.get("inputs") is not None else []), *given]
+    words.append(f"seed={recipe.get('seed', 0)!r}")
+    line = f"small = cp.prune({', '.join(words)})"
+    if len(line) > 80:
+        line = "small = cp.prune(\n" + "".join(f"    {word},\n" for word in words) + ")"
+    return f"import coreprune as cp\n\n{line}"
+
+
+def _prior(values: Mapping[str, Any]) -> list[str]:
+    """The prior, unless it is the default; one per feature is too long to be written out."""
+    usual = {"mean": 0.0, "std": None, "scales": [1.0]}
+    given = {key: values[key] for key, default in usual.items() if values.get(key, default) != default}
+    if any(isinstance(given.get(key), list) for key in ("mean", "std")):
+        return ["prior=prior"]
+    return [f"prior=cp.Gaussian({', '.join(f'{key}={value!r}' for key, value in given.items())})"] if given else []
+
+
+def loading(place: str, opens: str) -> str:
+    """Code that opens a saved result.
+
+    Args:
+        place: its directory. opens: the class of `transformers` that does; empty for `coreprune.load`.
+
+    Example:
+        >>> print(loading("small", ""))
+        import coreprune as cp
+        <BLANKLINE>
+        # make_model returns the dense architecture, such as the class itself; its weights are overwritten
+        model = cp.load("small", make_model)
+    """
+    quoted = json.dumps(place, ensure_ascii=False)
+    if opens:
+        return f"from transformers import {opens}\n\nmodel = {opens}.from_pretrained({quoted})"
+    return (
+        "import coreprune as cp\n\n"
+        "# make_model returns the dense architecture, such as the class itself; its weights are overwritten\n"
+        f"model = cp.load({quoted}, make_model)"
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers, of those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("coreprune", "torch", "transformers", "numpy", "safetensors"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
