@@ -28,7 +28,7 @@ POSITIONS = 32
 #: is more: n²·max(8n, 16384) multiplications. Neighbours in an image say nearly the same, so little is lost.
 PER_FEATURE, SAMPLES = 8, 16384
 #: features above which products are taken in float32 (of centred samples) and only their sums in float64
-SMALL = 256
+SMALL = 64
 
 
 def run(
@@ -169,30 +169,47 @@ def _normalised(operands: Sequence[Any], eps: float) -> Tensor:
     x, weight, bias, mean, variance = operands
     channels = [1, -1] + [1] * (x.dim() - 2)
     scale = torch.rsqrt(variance + eps)
+    around = mean
     if x.numel() >= POSITIONS * x.shape[1]:
-        own_v, own_m = _statistics(x)
-        moves = own_v > 1e-12 * own_m.square()
-        mean = torch.where(moves, own_m, mean)
-        scale = torch.where(moves, torch.sqrt(variance / (variance + eps)) * torch.rsqrt(own_v), scale)
+        around = _mean(x)
+    centred = x - around.reshape(channels).to(x.dtype)
+    shift = torch.zeros_like(mean)
+    if around is not mean:
+        own = _mean_square(centred)
+        moves = own > 1e-12 * around.square()
+        shift = torch.where(moves, shift, around - mean)
+        scale = torch.where(moves, torch.sqrt(variance / (variance + eps)) * torch.rsqrt(own), scale)
     scale = scale if weight is None else scale * weight
-    result: Tensor = (x - mean.reshape(channels).to(x.dtype)).mul_(scale.reshape(channels).to(x.dtype))
-    return result if bias is None else result.add_(bias.reshape(channels))
+    shift = shift * scale if bias is None else shift * scale + bias
+    result: Tensor = centred.mul_(scale.reshape(channels).to(x.dtype)).add_(shift.reshape(channels).to(x.dtype))
+    return result
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance and mean of every channel of (N, C, …): along its positions, then over the batch."""
+def _mean(x: Tensor) -> Tensor:
+    """Mean of every channel of (N, C, …): along its positions, then over the batch."""
+    return x.mean(0) if x.dim() == 2 else x.flatten(2).mean(2).mean(0)
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Mean square of every channel of (N, C, …)."""
     if x.dim() == 2:
-        return torch.var_mean(x, 0, correction=0)
-    inner, means = torch.var_mean(x.flatten(2), 2, correction=0)
-    outer, mean = torch.var_mean(means, 0, correction=0)
-    return inner.mean(0) + outer, mean
+        return x.square().mean(0)
+    each: Tensor = torch.linalg.vector_norm(x.flatten(2), dim=2) / math.sqrt(math.prod(x.shape[2:]))
+    return each.square().mean(0)
 
 
 def as_seen(value: Tensor, tap: Tap) -> Tensor:
     """The units' entries of a reader's input, (rows, units, block, share)."""
-    rows = value.movedim(tap.axis, -1).reshape(-1, value.shape[tap.axis])
-    result: Tensor = rows[:, tap.entries.to(value.device).flatten()].reshape(-1, *tap.entries.shape)
-    return result
+    rows = _along(value, tap.axis, tap.entries.flatten()).movedim(tap.axis, -1)
+    return rows.reshape(-1, *tap.entries.shape)
+
+
+def _along(value: Tensor, axis: int, entries: Tensor) -> Tensor:
+    """Entries along an axis, without a copy where they follow each other."""
+    first, many = int(entries[0]), entries.numel()
+    if torch.equal(entries, torch.arange(first, first + many, device=entries.device)):
+        return value.narrow(axis, first, many)
+    return value.index_select(axis, entries.to(value.device))
 
 
 def spread(total: int, limit: int) -> Tensor:
@@ -214,17 +231,28 @@ def samples(value: Tensor, tap: Tap, limit: int) -> Tensor:
 
     Rows and positions that share a T are all samples; where there are more than `limit`, `spread` says which are taken.
     """
-    last = value.movedim(tap.axis, -1)
-    entries, share = tap.entries.to(value.device).flatten(0, 1), tap.entries.shape[2]
-    rows = math.prod(last.shape[:-1])
+    entries, share = tap.entries.flatten(0, 1), tap.entries.shape[2]
+    rows = value.numel() // max(value.shape[tap.axis], 1)
     if rows * share <= limit:
         return as_seen(value, tap).flatten(1, 2).transpose(1, 2).flatten(0, 1)
     chosen = spread(rows * share, limit).to(value.device)
-    parts = []
-    for s in range(share):
-        row = chosen[chosen % share == s] // share
-        parts.append(last[torch.unravel_index(row, last.shape[:-1])][:, entries[:, s]])
-    return torch.cat(parts)
+    parts = [
+        _rows_at(_along(value, tap.axis, entries[:, s]), tap.axis, chosen[chosen % share == s] // share)
+        for s in range(share)
+    ]
+    return torch.cat(parts) if share > 1 else parts[0]
+
+
+def _rows_at(value: Tensor, axis: int, at: Tensor) -> Tensor:
+    """Some of a value's rows: its features, along an axis, at positions that count all other axes in order, (N, F)."""
+    last = value.movedim(axis, -1)
+    if axis % value.dim() in {0, value.dim() - 1}:
+        return last[torch.unravel_index(at, last.shape[:-1])]
+    # features lie apart, as channels of images do: entry by entry of the batch, so that reading goes along memory
+    inner = math.prod(last.shape[1:-1])
+    each = (at % inner).split(torch.bincount(at // inner, minlength=len(value)).tolist())
+    parts = [one.reshape(-1, one.shape[-1]).T.index_select(1, where) for one, where in zip(last, each, strict=True)]
+    return torch.cat(parts, 1).T
 
 
 @dataclass(frozen=True)
@@ -250,12 +278,7 @@ class Moments(Stream):
         mean = batch.mean(0, dtype=torch.float64)
         near = mean.to(batch.dtype)
         centred = (batch - near).float()
-        left, gap = (mean - near.double()).cpu(), mean.cpu() - self._mean
-        new, total = len(batch), self.count + len(batch)
-        self._scatter += (centred.T @ centred).cpu()
-        self._scatter.addr_(left, left, alpha=-new).addr_(gap, gap, alpha=self.count * new / total)
-        self._mean += gap * (new / total)
-        self.count = total
+        self._take((centred.T @ centred).cpu(), mean.cpu(), len(batch), (mean - near.double()).cpu())
 
 
 def moments(
@@ -307,5 +330,9 @@ def moments(
     for index, arguments in chain(blocks, ((i, a) for a in (batches if whole else ()) for i in whole)):
         at = taps[index].values()
         run(graphs[index], tensors, arguments, taps=at, hook=look, batch_statistics=batch_statistics, complete=False)
-    done = {key: Observed(*one.moments(), one.count) for key, one in seen.items()}
+    into.clear()
+    done = {}
+    for key in list(seen):  # a stream is as large as what comes of it
+        stream = seen.pop(key)
+        done[key] = Observed(*stream.moments(), stream.count)
     return [done[key] for key in keys]

@@ -24,7 +24,7 @@ class Stream:
         """Start with nothing seen; vectors have `features` entries."""
         self.count = 0
         self._mean = torch.zeros(features, dtype=torch.float64)
-        self._scatter = torch.zeros(features, features, dtype=torch.float64)
+        self._scatter: Tensor | None = None
 
     def add(self, batch: Tensor) -> None:
         """Take in a batch, (N, features)."""
@@ -33,9 +33,17 @@ class Stream:
             return
         mean = new.mean(0)
         centred = new - mean
-        gap, total = mean - self._mean, self.count + len(new)
-        self._scatter += centred.T @ centred + torch.outer(gap, gap) * (self.count * len(new) / total)
-        self._mean += gap * (len(new) / total)
+        self._take(centred.T @ centred, mean, len(new))
+
+    def _take(self, scatter: Tensor, mean: Tensor, new: int, off: Tensor | None = None) -> None:
+        """Take in `new` vectors with their mean and their scatter about it, or about the mean less `off`."""
+        gap, total = mean - self._mean, self.count + new
+        ends, weights = gap[None], [self.count * new / total]
+        if off is not None:
+            ends, weights = torch.stack([gap, off]), [*weights, -new]
+        self._scatter = scatter.double() if self._scatter is None else self._scatter.add_(scatter)
+        self._scatter.addmm_(ends.T * torch.tensor(weights, dtype=torch.float64), ends)
+        self._mean += gap * (new / total)
         self.count = total
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -44,9 +52,9 @@ class Stream:
         Raises:
             InvalidInputError: nothing, or something not finite, was seen.
         """
-        if not self.count:
+        if self._scatter is None:
             raise InvalidInputError("the data yielded no inputs: give a loader with at least one batch")
         covariance = self._scatter / self.count
-        if not bool(torch.isfinite(covariance).all()):
+        if not bool(torch.isfinite(covariance.sum())):
             raise InvalidInputError("the data lead to NaN or infinite activations: check the inputs")
         return self._mean.clone(), covariance
