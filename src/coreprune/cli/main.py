@@ -7,7 +7,7 @@ import sys
 import click
 
 import coreprune
-from coreprune.cli import apply, demo, inspect, plan, prune, verify
+from coreprune.cli import apply, demo, inspect, plan, prune, report, verify
 from coreprune.errors import CorepruneError
 
 __all__ = ["cli", "main"]
@@ -29,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (demo.demo, inspect.inspect, plan.plan, apply.apply, prune.prune, verify.verify):
+for command in (demo.demo, inspect.inspect, plan.plan, apply.apply, prune.prune, verify.verify, report.report):
     cli.add_command(command)
 
 

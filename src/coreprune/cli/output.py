@@ -12,8 +12,9 @@ import click
 
 from coreprune.cli.common import Source
 from coreprune.plan import Plan
+from coreprune.report.beside import Beside
 from coreprune.report.cost import Change
-from coreprune.report.numbers import Beside, Numbers, numbers
+from coreprune.report.numbers import Numbers, numbers
 from coreprune.result import Pruned, read_structure
 
 __all__ = ["dumped", "json_option", "numbers_of", "recorded", "weight_bytes", "write"]

@@ -6,20 +6,24 @@ The source is what `structure.json` holds, so that a result in memory and one on
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from coreprune.errors import CheckpointError, CorepruneError
 from coreprune.model.groups import matching
 from coreprune.model.site import Inspection, Site
+from coreprune.report.beside import Beside
 from coreprune.report.cost import Change, Cost
 from coreprune.report.recipe import loading, python_call, versions
 from coreprune.report.text import rows_of, starred
 
-__all__ = ["Beside", "Numbers", "Row", "numbers"]
+__all__ = ["Numbers", "Row", "numbers"]
 
 VERSION = 1
+#: up to so many names a page is easily read
+ALONE = 14
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Row:
 
     Attributes:
         name, kind, activation: as `Site` has them.
-        group: the name with its block numbers starred, where three or more sites are alike; else the name.
+        group: the name with its numbers starred, where three or more sites are alike; else the name.
         before, after: units.
         writer: the tensor whose rows make the units. readers: those that read them.
         error: relative root mean square error of what the readers get, as the plan predicted or measured it.
@@ -55,27 +59,6 @@ class Row:
     theorem: Mapping[str, float] | None = None
     curve: tuple[tuple[int, float], ...] = ()
     whole: str = ""
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What is known of a result beside its structure.
-
-    Attributes:
-        place: the directory it is in, or is to be saved to.
-        opens: the class of `transformers` that opens it; empty if `coreprune.load` does.
-        file_bytes: of the weights as they are written, None where there are no files.
-        cost: what both networks cost to run, if they were run.
-        inspection: of the dense network: what was refused, and what stayed whole.
-        checked: statements of `verify`, and its data.
-    """
-
-    place: str = "small"
-    opens: str = ""
-    file_bytes: Change = field(default_factory=Change)
-    cost: Cost | None = None
-    inspection: Inspection | None = None
-    checked: tuple[Sequence[str], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -219,7 +202,7 @@ def _rows(
     """The sites that were cut, and where they are known those that were not."""
     by_name = {site.name: (site, kept, evidence) for site, kept, evidence in cuts}
     every = [site for site, _, _ in cuts] if inspection is None else list(inspection.sites)
-    groups = {name: starred(name, group) for group in rows_of(every) for name in group}
+    groups = _labels(every)
     rows = []
     for site in every:
         if site.name in by_name:
@@ -230,6 +213,22 @@ def _rows(
                 Row(site.name, site.kind, site.activation, groups[site.name], site.units, site.units, whole=why)
             )
     return tuple(rows)
+
+
+def _labels(sites: Sequence[Site]) -> dict[str, str]:
+    """For every site what it is called together with those that are alike; its own name where it stands alone.
+
+    Where many are left alone, names that differ in a number within a word (denselayer1, denselayer2) are alike too.
+    """
+    labels = {name: starred(name, group) for group in rows_of(sites) for name in group}
+    if len(set(labels.values())) <= ALONE:
+        return labels
+    found: dict[tuple[str, str, int], list[str]] = {}
+    for site in sites:
+        *path, last = site.name.split(".")
+        form = ".".join([*(re.sub(r"\d+", "*", part) for part in path), "*" if last.isdigit() else last])
+        found.setdefault((form, site.kind, site.units), []).append(site.name)
+    return labels | {name: form for (form, _, _), names in found.items() if len(names) > 2 for name in names}
 
 
 def _row(site: Site, kept: int, evidence: Mapping[str, Any], group: str) -> Row:

@@ -1,0 +1,237 @@
+"""The report as one page of HTML that needs nothing else: no network, no script, no fonts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from coreprune.errors import CheckpointError, CorepruneError
+from coreprune.report.cost import Change
+from coreprune.report.numbers import Numbers, Row
+from coreprune.report.text import bytes_text
+
+__all__ = ["page", "write"]
+
+#: how a page that coreprune wrote is known, and may be replaced
+_MARK = '<meta name="generator" content="coreprune">'
+#: more refusals than this are folded
+FEW = 8
+
+
+def write(path: str | Path, numbers: Numbers, *, force: bool = False) -> Path:
+    """Write the page, and its numbers as JSON beside it.
+
+    Args:
+        path: of the page, such as report.html; the JSON gets the same name with .json.
+        numbers: what it says.
+        force: replace a file that coreprune did not write.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        CheckpointError: a file is there that is no report, or the disk refuses.
+        CorepruneError: jinja2 is not installed.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in {".html", ".htm"}:
+        raise CheckpointError(f"{target} does not end in .html: name the page such as report.html")
+    data = target.with_suffix(".json")
+    for file, mark in ((target, _MARK), (data, '"kind": "report"')):
+        if file.exists() and not force and not _holds(file, mark):
+            raise CheckpointError(f"{file} exists and is no report of coreprune: give another name, or --force")
+    body = json.dumps(numbers.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    html = page(numbers, data.name)
+    _replace(data, body)
+    _replace(target, html)
+    return target
+
+
+def page(numbers: Numbers, data: str = "") -> str:
+    """The HTML of a report.
+
+    Args:
+        numbers: what it says. data: name of the JSON file beside it, which the page then links to.
+
+    Raises:
+        CorepruneError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise CorepruneError(f"a report needs jinja2 ({error}): pip install 'coreprune[report]'") from error
+    from coreprune.report import figures
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "count": _count, "bytes": bytes_text, "seconds": _seconds}
+    groups = _groups(numbers.sites)
+    return environment.get_template("page.html.j2").render(
+        n=numbers,
+        mark=_MARK,
+        data=data,
+        tiles=_tiles(numbers),
+        wide=figures.widths_wide(numbers) if numbers.sites else "",
+        narrow=figures.widths_narrow(numbers) if numbers.sites else "",
+        groups=groups,
+        within=any(row.within is not None for row in numbers.sites),
+        curves=[(g["name"], figures.curves(g["curved"])) for g in groups if g["curved"]],
+        refused=None if numbers.refused is None else _refusals(numbers.refused),
+        few=FEW,
+        recipe=_recipe(numbers.recipe),
+    )
+
+
+def _tiles(numbers: Numbers) -> list[dict[str, Any]]:
+    """The sizes at the top: each with what it was, what it is, and the share that went."""
+    on_disk = numbers.file_bytes.before is not None
+    sizes = (
+        ("parameters", numbers.parameters, _count),
+        ("bytes on disk", numbers.file_bytes, bytes_text) if on_disk else ("bytes", numbers.tensor_bytes, bytes_text),
+        ("multiply-adds", numbers.multiply_adds, _count),
+    )
+    tiles = [_tile(what, change, shown) for what, change, shown in sizes if change.after is not None]
+    if numbers.cost is not None:
+        time = numbers.cost.latency
+        tiles.append(
+            {
+                "what": "time of a forward pass",
+                "after": _seconds(time.after),
+                "before": _seconds(time.before),
+                "change": f"{time.speedup:.2f} times as fast",
+                "left": time.after / time.before,
+            }
+        )
+    return tiles
+
+
+def _tile(what: str, change: Change, shown: Any) -> dict[str, Any]:
+    removed = change.removed
+    return {
+        "what": what,
+        "after": shown(change.after),
+        "before": None if change.before is None else shown(change.before),
+        "change": None if removed is None else f"{_percent(abs(removed))} {'less' if removed >= 0 else 'more'}",
+        "left": None if removed is None else 1 - removed,
+    }
+
+
+def _groups(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Sites that are alike together, in the order in which each group comes first."""
+    found: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.group, row.kind, row.before), []).append(row)
+    return [
+        {
+            "name": group,
+            "kind": ", ".join(one for one in dict.fromkeys([kind, *(row.activation for row in many)]) if one),
+            "rows": many,
+            "curved": [row for row in many if row.curve],
+            "kept": _range([row.after for row in many], _count),
+            "before": before,
+            "left": sum(row.after for row in many) / (before * len(many)),
+            "error": _range([row.error for row in many], _percent),
+            "within": _range([row.within for row in many], lambda value: f"{value:.3g}"),
+            "whole": next(iter({row.whole for row in many})) if len({row.whole for row in many}) == 1 else "",
+        }
+        for (group, kind, before), many in found.items()
+    ]
+
+
+def _range(values: Sequence[float | None], shown: Any) -> str:
+    """The least and the largest of those that are known."""
+    known = sorted(value for value in values if value is not None)
+    ends = list(dict.fromkeys(shown(value) for value in known[:1] + known[-1:]))
+    return " to ".join(ends)
+
+
+def _refusals(refused: Iterable[tuple[str, str]]) -> list[tuple[str, int, str]]:
+    """Names that are alike with one reason, how many there are, and the reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, reason in refused:
+        found.setdefault((re.sub(r"(?<![^.])\d+(?![^.])", "*", name), reason), []).append(name)
+    return [(names[0] if len(names) == 1 else form, len(names), why) for (form, why), names in found.items()]
+
+
+def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was asked and was not left at nothing, as text; long values are in the JSON."""
+    hidden = {"inputs", "commands", "versions", "refused", "sites", "prior", "prior_values", "radius", "radius_from"}
+    shown = [(key, value) for key, value in recipe.items() if key not in hidden and value not in (None, [], False, {})]
+    texts = [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) for key, value in shown]
+    return [(key, value if len(value) <= 300 else "long, see the JSON beside this page") for key, value in texts]
+
+
+def _percent(share: float) -> str:
+    """A share, with two digits where it is small.
+
+    Example:
+        >>> _percent(0.1234), _percent(0.0123), _percent(0.0)
+        ('12.3 %', '1.2 %', '0 %')
+    """
+    if share == 0:
+        return "0 %"
+    return f"{100 * share:.1f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def _count(number: float) -> str:
+    """A whole number, in millions and more with three digits.
+
+    Example:
+        >>> _count(1536), _count(134_515_008)
+        ('1,536', '135 M')
+    """
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:,.0f}"
+
+
+def _seconds(time: float) -> str:
+    """A time in the unit that suits it.
+
+    Example:
+        >>> _seconds(0.0123), _seconds(2.5)
+        ('12.3 ms', '2.5 s')
+    """
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if time >= size:
+            return f"{time / size:.3g} {unit}"
+    return f"{time / 1e-6:.3g} µs"
+
+
+def _holds(file: Path, mark: str) -> bool:
+    try:
+        with file.open(encoding="utf-8") as stream:
+            return mark in stream.read(2000)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _replace(file: Path, words: str) -> None:
+    """Write a file that is there whole, or as it was."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {file} ({error.strerror}): choose a place that can be written") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(words)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(draft).chmod(0o666 & ~mask)
+        Path(draft).replace(file)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {file} ({error.strerror}): make room or choose another place") from error
+    finally:
+        Path(draft).unlink(missing_ok=True)
