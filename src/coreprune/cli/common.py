@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from coreprune.cli.log import LOG
 from coreprune.errors import CheckpointError, InvalidInputError, UnknownNameError
 from coreprune.io import huggingface
 from coreprune.io.checkpoint import read_tensors
@@ -39,7 +41,6 @@ __all__ = [
 ]
 
 Decorator = Callable[[Any], Any]
-_LOG = logging.getLogger(__name__)
 
 
 def factory_of(spec: str) -> Callable[[], nn.Module]:
@@ -225,16 +226,16 @@ def _number(text: str, kind: type) -> Any:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr while it is a terminal, and nothing otherwise."""
-    console = Console(stderr=True)
+    """A bar on stderr while it is a terminal and nothing is logged there, and nothing otherwise."""
+    console, start = Console(stderr=True), time.perf_counter()
+    silent = not console.is_terminal or LOG.isEnabledFor(logging.INFO)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=silent) as bar:
         task = bar.add_task(what, total=None)
 
         def step(done: int, total: int, name: str) -> None:
-            _LOG.debug("%s %d/%d %s", what, done, total, name)
+            LOG.debug("%s %d/%d %s", what, done, total, name)
             bar.update(task, completed=done, total=total, description=f"{what} {name}".strip())
 
         yield step
+    LOG.info("%s took %.2f s", what, time.perf_counter() - start)

@@ -26,6 +26,11 @@ def demo(output: str, as_json: bool, seed: int) -> None:
 
     The network comes with the package, and so do the 10,000 MNIST test images,
     which are used to measure and for nothing else. No fine-tuning.
+
+    \b
+    Examples:
+      coreprune demo
+      coreprune demo --json --seed 1 -o my-demo
     """
     target = Path(output)
     if target.exists() and not (target / "structure.json").exists():

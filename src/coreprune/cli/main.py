@@ -2,52 +2,84 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from types import FrameType
 
 import click
 
 import coreprune
-from coreprune.cli import apply, demo, inspect, plan, prune, report, verify
+from coreprune.cli import apply, compare, demo, info, inspect, plan, prune, report, verify
+from coreprune.cli.log import add_log_options
 from coreprune.errors import CorepruneError
 
 __all__ = ["cli", "main"]
 
+STOPPED = "stopped: nothing half-written is left"
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+
+class _InOrder(click.Group):
+    """A group that lists its commands in the order in which one uses them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, first to last."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=_InOrder,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="\b\nExamples: COMMAND -h. Exit codes: 0 done, 1 defect, 2 mend it, 130 stopped.\n"
+    'Completion: eval "$(_COREPRUNE_COMPLETE=bash_source coreprune)" (or zsh, fish)',
+)
 @click.version_option(coreprune.__version__, prog_name="coreprune")
 def cli() -> None:
-    """Make a trained PyTorch network smaller, without any of its data.
-
-    MODEL is module:factory (a function or class that returns the network), a
-    .safetensors file together with --factory module:factory, or a directory that
-    transformers opens with from_pretrained.
-
-    \b
-    coreprune demo
-    coreprune inspect coreprune.demo:lenet
-    coreprune prune coreprune.demo:lenet small/ --remove 0.5
+    """Make a trained PyTorch network smaller, without any of its data. MODEL is
+    module:factory, a .safetensors file with --factory module:factory, or a
+    directory that from_pretrained of transformers opens.
     """
 
 
-for command in (demo.demo, inspect.inspect, plan.plan, apply.apply, prune.prune, verify.verify, report.report):
+for command in (
+    demo.demo, inspect.inspect, plan.plan, apply.apply, prune.prune, verify.verify, report.report, compare.compare,
+    info.info,
+):  # fmt: skip
+    add_log_options(command)
     cli.add_command(command)
+
+
+class _Terminated(BaseException):
+    """The process was asked to end."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
 
 
 def main() -> None:
     """Run, and turn everything the user can mend into one line and exit code 2."""
+    first = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if first else None
     try:
         cli(sys.argv[1:], standalone_mode=False, obj=tuple(sys.argv[1:]))
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped: nothing half-written is left", err=True)
+        click.echo(STOPPED, err=True)
         sys.exit(130)
+    except _Terminated:
+        click.echo(STOPPED, err=True)
+        sys.exit(143)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except CorepruneError as error:
         click.echo(f"coreprune: {error}", err=True)
         sys.exit(2)
+    finally:
+        if first:
+            signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

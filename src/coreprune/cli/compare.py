@@ -1,0 +1,66 @@
+"""``coreprune compare A B``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+from safetensors import SafetensorError, safe_open
+
+from coreprune.cli.output import dumped, json_option, numbers_of
+from coreprune.errors import CheckpointError, InvalidInputError
+from coreprune.report.compare import compare as compared
+from coreprune.report.compare import comparison_text, dense_numbers
+from coreprune.report.numbers import Numbers
+
+__all__ = ["compare"]
+
+_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+
+
+@click.command(short_help="Two results side by side.")
+@click.argument("a")
+@click.argument("b")
+@json_option
+def compare(a: str, b: str, as_json: bool) -> None:
+    """Put two results side by side: sizes, widths, errors, priors.
+
+    A and B are directories that coreprune wrote; one of them may be the dense
+    network, a .safetensors file or a directory of such.
+
+    \b
+    Examples:
+      coreprune compare small/ smaller/
+      coreprune compare path/to/hugging-face-directory small/
+    """
+    sides = [_numbers(Path(place)) for place in (a, b)]
+    if not any(side.recipe for side in sides):
+        raise InvalidInputError(f"neither {a} nor {b} has a structure.json: give a directory that coreprune wrote")
+    found = compared(*sides)
+    click.echo(dumped(found.to_json()) if as_json else comparison_text(found))
+
+
+def _numbers(place: Path) -> Numbers:
+    """Of a result, or of a dense network as its files say."""
+    if (place / "structure.json").exists():
+        return numbers_of(place)
+    files = [place] if place.suffix == ".safetensors" else sorted(place.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{place} holds neither a structure.json nor *.safetensors: check the path")
+    parameters, size = 0, 0
+    for file in files:
+        for shape, bits in _headers(file):
+            parameters += math.prod(shape)
+            size += math.prod(shape) * bits // 8
+    return dense_numbers(place.resolve().name, parameters, size, sum(file.stat().st_size for file in files))
+
+
+def _headers(file: Path) -> list[tuple[list[int], int]]:
+    """Shape and bits per entry of every tensor; no tensor is read."""
+    try:
+        with safe_open(file, framework="pt") as reader:
+            slices = [reader.get_slice(name) for name in reader.keys()]  # noqa: SIM118
+            return [(one.get_shape(), _BITS.get(one.get_dtype(), 8)) for one in slices]
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file ({error}): write or copy it again") from error
