@@ -29,8 +29,8 @@ def seen(n, b=1, seed=0, rank=None):
 
 def reading(h, W, b=1, constant=True):
     if constant:
-        return Reading(W.T @ W, Moments(h.mean(0), torch.cov(h.T, correction=0)), b, True)
-    return Reading(W.T @ W, Moments(torch.zeros(h.shape[1]).double(), h.T @ h / len(h)), b, False)
+        return Reading(W, h.mean(0), torch.cov(h.T, correction=0), b, True)
+    return Reading(W, torch.zeros(h.shape[1]).double(), h.T @ h / len(h), b, False)
 
 
 def some(n=6, b=1, readers=3, constant=True, seed=0):
@@ -124,7 +124,7 @@ def test_one_reader_is_the_kernel_of_a_layer():
     layer = random_layer(n=14, p=3)
     h = seen(14)
     law = Law(Moments(h.mean(0), torch.cov(h.T, correction=0)))
-    one = Reading(layer.outgoing.T @ layer.outgoing, law.moments)
+    one = Reading(layer.outgoing, law.moments.mean, law.moments.covariance)
     for k in (1, 5, 13):
         theirs = select(Layer(layer.incoming, layer.bias, layer.outgoing, layer.activation, 1.0, law), k)
         mine = choose([one], 14, k)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coreprune.errors import InvalidInputError
-from coreprune.maths.streaming import Stream
+from coreprune.maths.streaming import Stream, squared
 
 
 def sample(count: int, n: int = 4, seed: int = 0) -> torch.Tensor:
@@ -100,3 +100,11 @@ def test_what_is_not_finite_is_refused(bad):
     x[3, 2] = bad
     with pytest.raises(InvalidInputError, match="NaN or infinite"):
         moments(x.split(5))
+
+
+@pytest.mark.parametrize("n", [1, 511, 512, 1027])
+def test_a_square_in_halves_is_the_product(n):
+    A = torch.randn(5, n, generator=seeded(n), dtype=torch.float64)
+    found = squared(A)
+    torch.testing.assert_close(found, A.T @ A, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, found.T)

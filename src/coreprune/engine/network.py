@@ -19,8 +19,8 @@ from coreprune.engine.local import Request, generator_for
 from coreprune.engine.observe import Observed, moments
 from coreprune.engine.probes import batch_size, fits, fitting, synthesise
 from coreprune.errors import InvalidInputError
-from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset, Layer
+from coreprune.maths.lowrank import about_zero
 from coreprune.maths.readers import Reading, choose, energy, error, pooled_energy, replace_for, spread
 from coreprune.maths.shrink import shrunk
 from coreprune.model.capture import Captured, first_line
@@ -36,7 +36,6 @@ __all__ = ["cut_site", "decide_network", "network_curves", "prior_of", "probes"]
 POSITIONS, PIXELS, PROBES = 4096, 2**16, 8
 #: inputs and pixels that are run together, if the network takes batches of that size
 TOGETHER, AREA = 4, 2**18
-_CHUNK = 2**24  # entries of a weight that are laid out at a time
 _DOUBLE = 1024  # entries of a site up to which everything is computed in float64
 
 
@@ -202,34 +201,26 @@ def _readings(site: Site, tensors: Mapping[str, Tensor], seen: tuple[Observed, .
     """Each reader's weights and moments."""
     result = []
     for reader, observed in zip(site.readers, seen, strict=True):
-        size = observed.covariance.shape[0]
-        kind = torch.float64 if size <= _DOUBLE else torch.float32
+        kind = torch.float64 if observed.mean.numel() <= _DOUBLE else torch.float32
         spread, mean = shrunk(observed.covariance.to(kind), observed.count), observed.mean.to(kind)
         constant = bool(reader.bias)
         if not constant:
-            spread, mean = spread + torch.outer(mean, mean), torch.zeros_like(mean)
-        gram = _gram(tensors[reader.weight.tensor], reader, site.units).to(kind)
-        result.append(Reading(gram, Moments(mean, spread), reader.block, constant))
+            spread, mean = about_zero(spread, mean), torch.zeros_like(mean)
+        weight = _outgoing(tensors[reader.weight.tensor], reader, site.units)
+        result.append(Reading(weight, mean, spread, reader.block, constant))
     return result
 
 
-def _gram(weight: Tensor, reader: Reader, units: int) -> Tensor:
-    """M = WᵀW over the entries of the units, (n·b, n·b), summed over outputs, kernel and shared positions."""
-    at = reader.weight
-    entries = at.entries(units).reshape(units * reader.block, -1)
-    rows = weight.detach().movedim(at.axis, 0)
-    outer = rows.shape[1]
-    step = max(1, _CHUNK // max(entries.numel() * max(rows[0, 0].numel() if rows.dim() > 1 else 1, 1), 1))
-    size = entries.shape[0]
-    kind = torch.float64 if size <= _DOUBLE else torch.float32
-    total = torch.zeros(size, size, dtype=kind, device=weight.device)
-    whole = entries.numel() == rows.shape[0] and not at.order
-    for start in range(0, outer, step):
-        part = rows[:, start : start + step]
-        part = part if whole else part.index_select(0, entries.flatten())
-        flat = part.reshape(size, -1).to(kind)
-        total.addmm_(flat, flat.T)
-    return total
+def _outgoing(weight: Tensor, reader: Reader, units: int) -> Tensor:
+    """W with the units' entries last, (…, n·b), behind outputs, kernel and shared positions; a view if it can be."""
+    at, size = reader.weight, units * reader.block
+    rows = weight.detach().movedim(at.axis, -1)
+    if at.order:
+        rows = rows.index_select(-1, at.entries(units).flatten().to(rows.device))
+    else:
+        rows = rows.narrow(-1, at.start, units * at.span)
+    result: Tensor = rows.unflatten(-1, (size, -1)).transpose(-1, -2)
+    return result
 
 
 def _layer(site: Site, makers: tuple[Maker, ...], tensors: Mapping[str, Tensor], radius: float) -> Layer:

@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import aliases, mapped, written
-from coreprune.maths.streaming import Stream
+from coreprune.maths.lowrank import LowRank
+from coreprune.maths.streaming import Stream, finite, squared
 from coreprune.model.capture import Captured
 from coreprune.model.site import Tap
 
@@ -29,6 +30,8 @@ POSITIONS = 32
 PER_FEATURE, SAMPLES = 8, 16384
 #: features above which products are taken in float32 (of centred samples) and only their sums in float64
 SMALL = 64
+#: more than LARGE features of which fewer than one in THIN samples was seen are kept as these samples
+LARGE, THIN = 1024, 16
 
 
 def run(
@@ -259,26 +262,56 @@ def _rows_at(value: Tensor, axis: int, at: Tensor) -> Tensor:
 class Observed:
     """What a reader saw of its units: mean (units·block,) and covariance (units·block, units·block), float64.
 
-    The covariance is divided by `count`, the number of samples that were taken in.
+    The covariance is of low rank where samples are few. It is divided by `count`, the number of samples taken in.
     """
 
     mean: Tensor
-    covariance: Tensor
+    covariance: Tensor | LowRank
     count: int
 
 
 class Moments(Stream):
-    """A stream of samples. Above SMALL features products are float32, of samples less their batch's mean."""
+    """A stream of samples. Above SMALL features products are float32, of samples less their batch's mean.
+
+    Where features are many and samples very few, the samples themselves are the least that says their covariance.
+    """
+
+    def __init__(self, features: int) -> None:
+        """Start with nothing seen; samples have `features` entries."""
+        super().__init__(features)
+        self._most = features // THIN if features > LARGE else 0
+        self._held: list[Tensor] = []
 
     def add(self, batch: Tensor) -> None:
         """Take in samples, (N, features): with m their mean and c its rounding, N Cov = Σ(x−c)(x−c)ᵀ − N(m−c)(m−c)ᵀ."""
         if batch.shape[1] <= SMALL or not len(batch):
             super().add(batch)
             return
+        self._held.append(batch.detach().cpu())
+        if self.count or sum(map(len, self._held)) > self._most:
+            held, self._held = self._held, []
+            for one in held:
+                self._add(one)
+
+    def _add(self, batch: Tensor) -> None:
         mean = batch.mean(0, dtype=torch.float64)
         near = mean.to(batch.dtype)
         centred = (batch - near).float()
-        self._take((centred.T @ centred).cpu(), mean.cpu(), len(batch), (mean - near.double()).cpu())
+        self._take(squared(centred), mean, len(batch), mean - near.double())
+
+    def observed(self) -> Observed:
+        """What was seen.
+
+        Raises:
+            InvalidInputError: nothing, or something not finite.
+        """
+        if not self._held:
+            return Observed(*self.moments(), self.count)
+        samples = torch.cat(self._held).double()
+        mean = samples.mean(0)
+        factor = (samples - mean).T / len(samples) ** 0.5
+        finite(factor)
+        return Observed(mean, LowRank(factor, torch.zeros_like(mean)), len(samples))
 
 
 def moments(
@@ -333,6 +366,5 @@ def moments(
     into.clear()
     done = {}
     for key in list(seen):  # a stream is as large as what comes of it
-        stream = seen.pop(key)
-        done[key] = Observed(*stream.moments(), stream.count)
+        done[key] = seen.pop(key).observed()
     return [done[key] for key in keys]

@@ -22,7 +22,7 @@ from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Law
 from coreprune.maths.reweight import RIDGE, replacement
-from coreprune.maths.select import Path, backward, forward
+from coreprune.maths.select import Path, dropped, forward
 
 __all__ = ["completed", "kernel", "law_needed", "replaced", "select"]
 
@@ -72,7 +72,7 @@ def select(layer: Layer, units: int) -> Path:
     """
     law = law_needed(layer)
     G = law.moments.covariance
-    Y = layer.outgoing.to(G.dtype) @ (G if law.cross is None else law.cross)
+    W = layer.outgoing.to(G.dtype)
     variance = G.diagonal()
     constant = _constant(law.moments)
     live = (~constant).nonzero()[:, 0]
@@ -81,12 +81,19 @@ def select(layer: Layer, units: int) -> Path:
         return Path(kept, kept, torch.zeros(0, dtype=G.dtype, device=G.device))
     if variance.numel() > SMALL:
         scale = torch.where(constant, 0.0, torch.where(constant, 1.0, variance).rsqrt())
+        Y = W @ (G if law.cross is None else law.cross)
         path = forward(G, Y, units, scale=scale, ridge=RIDGE[G.dtype])
         return path if not bool(constant.any()) else replace(path, factor=None)
     scale = variance[live].rsqrt()
     R = G[live][:, live] * scale[:, None] * scale
     R.diagonal().fill_(1 + RIDGE[G.dtype])
-    path = backward(R, Y[:, live] * scale, units)
+    H = torch.cholesky_inverse(torch.linalg.cholesky(R))
+    if law.cross is None:  # Y H = W (R − λ I) H with the ridge λ
+        V = W[:, live] / scale
+        V = V.addmm(V, H, alpha=-RIDGE[G.dtype])
+    else:
+        V = (W @ law.cross[:, live] * scale) @ H
+    path = dropped(H, V, units)
     return replace(path, kept=live[path.kept], order=live[path.order])
 
 

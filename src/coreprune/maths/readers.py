@@ -20,20 +20,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from coreprune.maths import lowrank
 from coreprune.maths.activation import activation
 from coreprune.maths.blocks import backward_blocks
 from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import completed, replaced, select
 from coreprune.maths.layer import Coreset, Layer
+from coreprune.maths.lowrank import LowRank
 from coreprune.maths.propagate import Law
-from coreprune.maths.reweight import replacement
+from coreprune.maths.reweight import RIDGE, solve
 from coreprune.maths.select import Path
+from coreprune.maths.streaming import squared
 
 __all__ = ["Reading", "choose", "energy", "error", "kept_of", "pooled_energy", "replace_for", "spread"]
+
+_CHUNK = 2**24  # entries of W that are converted at a time
 
 
 @dataclass(frozen=True)
@@ -41,29 +48,60 @@ class Reading:
     """How one reader sees the units.
 
     Attributes:
-        gram: M = WᵀW, (n·b, n·b), summed over outputs and kernel positions.
-        moments: of the n·b entries; the mean is zero for a reader without a constant.
+        outgoing: W, (…, n·b), in any precision: a row for every output and kernel position.
+        mean: of the n·b entries; zero for a reader without a constant.
+        covariance: G of the entries, (n·b, n·b); everything is computed in its precision.
         block: b, entries of a unit.
         constant: whether a constant can be put.
     """
 
-    gram: Tensor
-    moments: Moments
+    outgoing: Tensor
+    mean: Tensor
+    covariance: Tensor | LowRank
     block: int = 1
     constant: bool = True
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """M = WᵀW, (n·b, n·b), summed over outputs and kernel positions."""
+        size = self.mean.numel()
+        kind = torch.promote_types(self.outgoing.dtype, torch.float32)
+        total = self.mean.new_zeros(size, size)
+        for piece in self.outgoing.split(max(1, _CHUNK // max(self.outgoing[:1].numel(), 1))):
+            total += squared(piece.reshape(-1, size).to(kind))
+        return total
+
+    @cached_property
+    def energy(self) -> float:
+        """E‖W(h − E h)‖² = tr M G."""
+        G = self.covariance
+        return G.energy(self.matrix) if isinstance(G, LowRank) else _inner(self.gram, G)
+
+    @property
+    def matrix(self) -> Tensor:
+        """W, (p, n·b), in the precision of the rest."""
+        return self.outgoing.reshape(-1, self.mean.numel()).to(self.mean.dtype)
+
+    @property
+    def moments(self) -> Moments:
+        """Of the entries, written out."""
+        G = self.covariance
+        return Moments(self.mean, G.dense() if isinstance(G, LowRank) else G)
 
 
 def energy(reading: Reading) -> float:
     """E‖W(h − E h)‖² = tr M G."""
-    return float((reading.gram * reading.moments.covariance).sum())
+    return reading.energy
 
 
 def pooled_energy(readings: Sequence[Reading]) -> float:
     """The error of keeping nothing, in the problem that the selection sees."""
     if len({reading.block for reading in readings}) > 1:
-        readings = [_by_unit(reading, reading.gram.shape[0] // reading.block) for reading in readings]
-    G, M = _pooled(readings)
-    return max(float((G * M).sum()), 1e-30)
+        readings = [_by_unit(reading, reading.mean.numel() // reading.block) for reading in readings]
+    if _thin(readings):
+        _, G, W = _pooled_thin(readings)
+        return max(G.energy(W), 1e-30)
+    return max(_inner(*_pooled(readings)), 1e-30)
 
 
 def spread(coreset: Coreset, block: int) -> Coreset:
@@ -83,14 +121,31 @@ def choose(readings: Sequence[Reading], units: int, keep: int) -> Path:
     blocks = {reading.block for reading in readings}
     if len(blocks) > 1:
         readings = [_by_unit(reading, units) for reading in readings]
+    if _thin(readings):
+        return _few(*_pooled_thin(readings), keep)
     G, M = _pooled(readings)
     if blocks != {1} and len(blocks) == 1:
         return backward_blocks(G, M, units, keep)
     none = G.new_zeros(units)
-    mean = readings[0].moments.mean if len(readings) == 1 else none
-    law = Law(Moments(mean, G))
-    path = select(Layer(G[:, :0], none, _root(M), activation("identity"), 1.0, law), keep)
-    return completed(path, law.moments, float((G * M).sum()))
+    few = len(readings) == 1 and readings[0].outgoing.numel() <= G.numel()
+    W = readings[0].matrix if few else _root(M)
+    law = Law(Moments(readings[0].mean if len(readings) == 1 else none, G))
+    path = select(Layer(G[:, :0], none, W, activation("identity"), 1.0, law), keep)
+    return completed(path, law.moments, _inner(G, M))
+
+
+def _few(mean: Tensor, G: LowRank, W: Tensor, keep: int) -> Path:
+    """`choose` where samples are few: on correlations, and without the units that do not vary."""
+    variance = G.diagonal()
+    live = variance > torch.finfo(variance.dtype).eps * mean.square()
+    if int(live.sum()) <= keep:
+        order = torch.cat([live.nonzero()[:, 0], (~live).nonzero()[:, 0]])
+        gains = variance.new_zeros(order.numel())
+        gains[max(int(live.sum()), 1) - 1] = G.energy(W)
+        return Path(order[:keep].sort().values, order, gains)
+    scale = torch.where(live, variance, torch.inf).rsqrt()
+    deviation = torch.where(live, variance, 0.0).sqrt()
+    return lowrank.forward(G.scaled(scale), W * deviation, keep, ridge=RIDGE[variance.dtype])
 
 
 def kept_of(path: Path, units: int, keep: int) -> Tensor:
@@ -118,60 +173,104 @@ def replace_for(reading: Reading, kept: Tensor, path: Path | None = None) -> Cor
     Returns:
         Indices S with T, (n·b, k·b), and t, (n·b,), or no t where there is no place for it.
     """
+    G = reading.covariance
+    if isinstance(G, LowRank) and reading.block == 1:
+        T = lowrank.replacement(G, kept)
+        return Coreset(kept, T, reading.mean - T @ reading.mean[kept] if reading.constant else None)
     if path is not None and reading.block == 1:
         best = replaced(Law(reading.moments), path)
         return best if reading.constant else replace(best, offset=None)
     entries = (kept[:, None] * reading.block + torch.arange(reading.block)).flatten()
-    best = replacement(Law(reading.moments), Coreset(entries, torch.ones(entries.numel())))
-    return Coreset(kept, best.mix, best.offset if reading.constant else None)
+    m, G = reading.mean, reading.moments.covariance
+    gone = torch.ones(m.numel(), dtype=torch.bool).index_fill_(0, entries, False)
+    X = G[:, entries]
+    T = m.new_zeros(m.numel(), entries.numel())
+    T[gone] = solve(X[entries], X[gone])
+    T[entries, torch.arange(entries.numel())] = 1  # a kept unit is its own best replacement, exactly
+    return Coreset(kept, T, m - T @ m[entries] if reading.constant else None)
 
 
 def error(reading: Reading, coreset: Coreset) -> float:
-    """E‖y − ŷ‖² = tr M (G − X Tᵀ − T Xᵀ + T G_SS Tᵀ) + gᵀ M g, g = m − T m_S − t, for any T and t.
+    """E‖y − ŷ‖² = tr M Cov(e) + gᵀ M g, e = h − T h_S, g = m − T m_S − t, for any T and t.
 
-    The trace is tr M G − ⟨M T, 2X − T G_SS⟩.
+    e is zero for units that stand for themselves. Of the others, with X their covariance with S,
+
+        tr M Cov(e) = tr M G − ⟨M T, 2X − T G_SS⟩.
     """
-    b, G, m = reading.block, reading.moments.covariance, reading.moments.mean
+    b, G, m = reading.block, reading.covariance, reading.mean
     entries = (coreset.indices[:, None] * b + torch.arange(b)).flatten()
-    T = coreset.mix.to(G.dtype)
+    T = coreset.mix.to(m.dtype)
     if T.dim() == 1:
-        T = G.new_zeros(G.shape[0], entries.numel())
-        T[entries, torch.arange(entries.numel())] = coreset.mix.to(G.dtype).repeat_interleave(b)
-    X = G[:, entries]
-    explained = float(((reading.gram @ T) * (2 * X - T @ X[entries])).sum())
+        T = m.new_zeros(m.numel(), entries.numel())
+        T[entries, torch.arange(entries.numel())] = coreset.mix.to(m.dtype).repeat_interleave(b)
     gap = m - T @ m[entries]
     if coreset.offset is not None:
-        gap = gap - coreset.offset.to(G.dtype)
-    return max(energy(reading) - explained, 0.0) + float(gap @ reading.gram @ gap)
+        gap = gap - coreset.offset.to(m.dtype)
+    if isinstance(G, LowRank):
+        return lowrank.residual(G, reading.matrix, entries, T) + float((reading.matrix @ gap).square().sum())
+    changed = lowrank.changed(T, entries)
+    T, X = T[changed], G[changed][:, entries]
+    M, own = reading.gram[changed][:, changed], G[changed][:, changed]
+    explained = _inner(M @ T, 2 * X - T @ G[entries][:, entries])
+    return max(_inner(M, own) - explained, 0.0) + float(gap @ reading.gram @ gap)
+
+
+def _thin(readings: Sequence[Reading]) -> bool:
+    """Whether all covariances are of low rank, and units are one entry each."""
+    return all(isinstance(reading.covariance, LowRank) and reading.block == 1 for reading in readings)
+
+
+def _shares(readings: Sequence[Reading]) -> list[tuple[float, float]]:
+    """By what each reader's covariance and M are divided in the pooled problem."""
+    if len(readings) == 1:
+        return [(1.0, 1.0)]
+    scales = [max(float(reading.covariance.diagonal().mean()), 1e-30) for reading in readings]
+    energies = [max(energy(reading), 1e-30) for reading in readings]
+    return [(s * len(readings), e / s) for s, e in zip(scales, energies, strict=True)]
 
 
 def _pooled(readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
     """G and M of the pooled problem."""
     if len(readings) == 1:
         return readings[0].moments.covariance, readings[0].gram
-    covariance, gram = None, None
-    for reading in readings:
-        G = reading.moments.covariance
-        scale = max(float(G.diagonal().mean()), 1e-30)
-        share = scale / max(energy(reading), 1e-30)
-        covariance = G / scale if covariance is None else covariance + G / scale
-        gram = reading.gram * share if gram is None else gram + reading.gram * share
-    assert covariance is not None
-    assert gram is not None
-    return covariance / len(readings), gram
+    G, M = (torch.zeros_like(readings[0].gram) for _ in range(2))
+    for reading, (scale, share) in zip(readings, _shares(readings), strict=True):
+        G.add_(reading.moments.covariance, alpha=1 / scale)
+        M.add_(reading.gram, alpha=1 / share)
+    return G, M
+
+
+def _pooled_thin(readings: Sequence[Reading]) -> tuple[Tensor, LowRank, Tensor]:
+    """The mean, G and W of the pooled problem."""
+    if len(readings) == 1:
+        G = readings[0].covariance
+        return readings[0].mean, cast(LowRank, G), readings[0].matrix
+    factors, rests, weights = [], [], []
+    for reading, (scale, share) in zip(readings, _shares(readings), strict=True):
+        one = cast(LowRank, reading.covariance)
+        factors.append(one.factor / scale**0.5)
+        rests.append(one.rest / scale)
+        weights.append(reading.matrix / share**0.5)
+    G = LowRank(torch.cat(factors, 1), torch.stack(rests).sum(0))
+    return torch.zeros_like(readings[0].mean), G, torch.cat(weights)
+
+
+def _inner(A: Tensor, B: Tensor) -> float:
+    """Tr Aᵀ B."""
+    return float(torch.dot(A.flatten(), B.flatten()))
 
 
 def _by_unit(reading: Reading, units: int) -> Reading:
     """One number for each unit: T is taken to be the same for all its entries."""
-    b = reading.block
-    parts = [A.reshape(units, b, units, b).diagonal(dim1=1, dim2=3).sum(-1)
-             for A in (reading.gram, reading.moments.covariance)]  # fmt: skip
-    return Reading(parts[0], Moments(reading.moments.mean.reshape(units, b).mean(1), parts[1]), 1, reading.constant)
+    b, G = reading.block, reading.moments.covariance
+    spread = G.reshape(units, b, units, b).diagonal(dim1=1, dim2=3).sum(-1)
+    W = reading.outgoing.unflatten(-1, (units, b)).movedim(-1, 0)
+    return Reading(W, reading.mean.reshape(units, b).mean(1), spread, 1, reading.constant)
 
 
 def _root(M: Tensor) -> Tensor:
     """W with WᵀW = M, (n, n)."""
-    level = torch.finfo(M.dtype).eps
+    level = torch.finfo(torch.float32).eps  # weights are no more precise
     scale = max(float(M.diagonal().mean()), 1e-30)
     while True:
         R = M / scale

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Path", "backward", "forward"]
+__all__ = ["Path", "backward", "block_of", "dropped", "forward", "greedy"]
 
 _NOISE = 1e-10  # a residual variance below this share of a unit's own is rounding
 
@@ -83,7 +83,7 @@ def forward(
         The path, with its factor; units that explain nothing come last, in order of their index.
     """
     n = G.shape[0]
-    block = block or min(max(16, k // 24), 256)
+    block = block or block_of(k)
     D = torch.ones_like(G.diagonal()) if scale is None else scale
     L = G.new_zeros(k, n)
     order = torch.zeros(0, dtype=torch.int64, device=G.device)
@@ -105,7 +105,7 @@ def forward(
         known, D_best = factor[:done, best], D[at[best]]
         R = (G[at[best]][:, at[best]] * D_best).mul_(D_best[:, None]).addmm_(known.T, known, alpha=-1)
         R.diagonal().add_(ridge)
-        chosen, gains = _greedy(R, Y[:, best], size, floor[best])
+        chosen, gains = greedy(R, Y[:, best], size, floor[best])
         if chosen.numel() == 0:
             break
         picked, units = best[chosen], at[best[chosen]]
@@ -128,6 +128,11 @@ def forward(
     return Path(order.sort().values, order, energy, True, whole)
 
 
+def block_of(k: int) -> int:
+    """Units that are added between two updates of the rest, where k are wanted."""
+    return min(max(16, k // 24), 256)
+
+
 def backward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
     """Drop all but k units, the cheapest one first.
 
@@ -140,28 +145,35 @@ def backward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
     Returns:
         The path.
     """
-    n = G.shape[0]
     H = torch.cholesky_inverse(torch.linalg.cholesky(G))
-    V = Y @ H
-    alive = torch.ones(n, dtype=torch.bool, device=G.device)
-    order = torch.zeros(0, dtype=torch.int64, device=G.device)
-    energy = G.new_zeros(0)
+    return dropped(H, Y @ H, k, block=block)
+
+
+def dropped(H: Tensor, V: Tensor, k: int, *, block: int = 64) -> Path:
+    """`backward`, given H = G⁻¹, (n, n), and V = Y G⁻¹, (p, n), which are used up."""
+    n = H.shape[0]
+    # everything below runs over the units still in play, `at`, which are gathered anew as they become fewer
+    at, alive = torch.arange(n, device=H.device), torch.ones(n, dtype=torch.bool, device=H.device)
+    order = torch.zeros(0, dtype=torch.int64, device=H.device)
+    energy = H.new_zeros(0)
     while (left := n - order.numel()) > k:
+        if left < 0.8 * at.numel():
+            at, H, V, alive = at[alive], H[alive][:, alive], V[:, alive], alive[alive]
         score = torch.where(alive, V.square().sum(0) / H.diagonal().clamp(min=1e-30), torch.inf)
         size = min(block, left - k)
         cheap = torch.topk(score, min(4 * size, left), largest=False).indices
-        chosen, costs = _greedy(H[cheap][:, cheap], V[:, cheap], size)
+        chosen, costs = greedy(H[cheap][:, cheap], V[:, cheap], size)
         gone = cheap[chosen]
         pivot = torch.linalg.cholesky(H[gone][:, gone])
         across = torch.linalg.solve_triangular(pivot, H[gone], upper=False)
         V.addmm_(torch.linalg.solve_triangular(pivot, V[:, gone].T, upper=False).T, across, alpha=-1)
         H.addmm_(across.T, across, alpha=-1)
         alive[gone] = False
-        order, energy = torch.cat([order, gone]), torch.cat([energy, costs])
-    return Path(alive.nonzero()[:, 0], order, energy, added=False)
+        order, energy = torch.cat([order, at[gone]]), torch.cat([energy, costs])
+    return Path(at[alive], order, energy, added=False)
 
 
-def _greedy(R: Tensor, Y: Tensor, size: int, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def greedy(R: Tensor, Y: Tensor, size: int, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The exact greedy among m candidates, one by one: forward on (R, Y), backward on (H, V), which sweep alike.
 
     Sweeping unit j out takes R to R − l lᵀ, l = R_j / √R_jj, and Y to Y − g lᵀ, g = Y_j / √R_jj; so A = YᵀY

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from coreprune.errors import InvalidInputError
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "finite", "squared"]
+
+#: columns from which a matrix is squared in halves
+WIDE = 512
 
 
 class Stream:
@@ -33,7 +36,7 @@ class Stream:
             return
         mean = new.mean(0)
         centred = new - mean
-        self._take(centred.T @ centred, mean, len(new))
+        self._take(squared(centred), mean, len(new))
 
     def _take(self, scatter: Tensor, mean: Tensor, new: int, off: Tensor | None = None) -> None:
         """Take in `new` vectors with their mean and their scatter about it, or about the mean less `off`."""
@@ -55,6 +58,29 @@ class Stream:
         if self._scatter is None:
             raise InvalidInputError("the data yielded no inputs: give a loader with at least one batch")
         covariance = self._scatter / self.count
-        if not bool(torch.isfinite(covariance.sum())):
-            raise InvalidInputError("the data lead to NaN or infinite activations: check the inputs")
+        finite(covariance)
         return self._mean.clone(), covariance
+
+
+def finite(values: Tensor) -> None:
+    """Raise InvalidInputError where one of many values is NaN or infinite: their sum is then, too."""
+    if not bool(torch.isfinite(values.sum())):
+        raise InvalidInputError("the data lead to NaN or infinite activations: check the inputs")
+
+
+def squared(A: Tensor) -> Tensor:
+    """AᵀA for A of shape (N, n): of a large one each block off the diagonal once.
+
+    Example:
+        >>> squared(torch.tensor([[1.0, 2.0]])).tolist()
+        [[1.0, 2.0], [2.0, 4.0]]
+    """
+    n = A.shape[1]
+    if n < WIDE:
+        return A.T @ A
+    result, half = A.new_empty(n, n), n // 2
+    left, right = A[:, :half], A[:, half:]
+    result[:half, :half], result[half:, half:] = squared(left), squared(right)
+    result[:half, half:] = left.T @ right
+    result[half:, :half] = result[:half, half:].T
+    return result

@@ -1,0 +1,158 @@
+"""Covariances of few samples and many units, G = U Uᵀ + diag(d), without any matrix of n × n entries.
+
+N samples of n units have a covariance of rank N, which shrinkage makes (1 − ρ) U Uᵀ + ρ diag. With N far below n all
+that the greedy needs costs n·N and not n². After the units S are taken, what is left to explain of the others is
+
+    diag(d) + Z Zᵀ,        Z = U A⁻ᵀ,  A Aᵀ = I + U_Sᵀ D_S⁻¹ U_S        (Woodbury)
+
+of the same form again, and the optimal replacement of a unit that goes is T_j = U_j (A Aᵀ)⁻¹ U_Sᵀ D_S⁻¹.
+
+Source: 01-maths §3; Woodbury 1950. The greedy is that of `coreprune.maths.select.forward`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coreprune.maths.reweight import RIDGE
+from coreprune.maths.select import Path, block_of, greedy
+
+__all__ = ["LowRank", "about_zero", "changed", "forward", "replacement", "residual"]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """G = U Uᵀ + diag(d).
+
+    Attributes:
+        factor: U, (n, N).
+        rest: d, (n,), not negative.
+    """
+
+    factor: Tensor
+    rest: Tensor
+
+    def diagonal(self) -> Tensor:
+        """G_jj, (n,)."""
+        return self.factor.square().sum(1) + self.rest
+
+    def dense(self) -> Tensor:
+        """G, (n, n)."""
+        G = self.factor @ self.factor.T
+        G.diagonal().add_(self.rest)
+        return G
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        """In another precision."""
+        return LowRank(self.factor.to(dtype), self.rest.to(dtype))
+
+    def scaled(self, scale: Tensor) -> LowRank:
+        """D G D for factors D on the units, (n,)."""
+        return LowRank(self.factor * scale[:, None], self.rest * scale.square())
+
+    def energy(self, W: Tensor) -> float:
+        """E‖W h‖² of centred units, tr W G Wᵀ, for W of shape (p, n)."""
+        return float((W @ self.factor).square().sum() + _squares(W) @ self.rest)
+
+
+def about_zero(covariance: Tensor | LowRank, mean: Tensor) -> Tensor | LowRank:
+    """Second moments, G + m mᵀ."""
+    if isinstance(covariance, LowRank):
+        return LowRank(torch.cat([covariance.factor, mean[:, None]], 1), covariance.rest)
+    return covariance + torch.outer(mean, mean)
+
+
+def forward(G: LowRank, W: Tensor, k: int, *, ridge: float = 0.0, block: int | None = None) -> Path:
+    """Add k units, the best one first, as `coreprune.maths.select.forward` does for Y = W G.
+
+    Args:
+        G: covariance of units whose variances are of one size, (n, n), with d + ridge > 0.
+        W: the target is W h, (p, n).
+        k: units to keep.
+        ridge: added to d.
+        block: units added between two updates of the rest, as there.
+
+    Returns:
+        The path, without a factor.
+
+    Example:
+        >>> G = LowRank(torch.tensor([[2.0], [1.0], [0.0]]), torch.full((3,), 0.1))
+        >>> forward(G, torch.eye(3), 1).kept.tolist()
+        [0]
+    """
+    n, d, block = G.rest.numel(), G.rest + ridge, block or block_of(k)
+    W = W.T.contiguous()
+    own = torch.linalg.vector_norm(W, dim=1).square()
+    Z, free = G.factor, torch.ones(n, dtype=torch.bool, device=d.device)
+    P = W.T @ Z
+    order, gained = torch.zeros(0, dtype=torch.int64, device=d.device), d.new_zeros(0)
+    while (done := order.numel()) < k:
+        # Y_j = d_j W_j + P z_j with P = W Z over the units that are not in
+        energy = d.square() * own + ((2 * d[:, None] * (W @ P) + Z @ (P.T @ P)) * Z).sum(1)
+        score = torch.where(free, energy / (d + Z.square().sum(1)), -1.0)
+        step = min(block, k - done)
+        best = torch.topk(score, min(step + max(16, step // 2), n - done)).indices
+        R = Z[best] @ Z[best].T
+        R.diagonal().add_(d[best])
+        Y = torch.addmm(W[best] * d[best, None], Z[best], P.T).T
+        chosen, gains = greedy(R, Y, step, torch.zeros_like(d[best]))
+        if chosen.numel() == 0:  # nothing is left that any output sees: fill up by index
+            chosen = best.argsort()[:step]
+            gains = d.new_zeros(chosen.numel())
+        picked = best[chosen]
+        A = _core(Z[picked], d[picked])
+        P = torch.linalg.solve_triangular(A, (P - W[picked].T @ Z[picked]).T, upper=False).T
+        Z = torch.linalg.solve_triangular(A, Z.T, upper=False).T
+        free[picked] = False
+        order, gained = torch.cat([order, picked]), torch.cat([gained, gains])
+    return Path(order.sort().values, order, gained, added=True)
+
+
+def replacement(G: LowRank, kept: Tensor, ridge: float | None = None) -> Tensor:
+    """T* = G[:,S] G[S,S]⁻¹, (n, k), with a ridge on the correlations as in `coreprune.maths.reweight`."""
+    variance = G.diagonal()
+    d = G.rest[kept] + (RIDGE[variance.dtype] if ridge is None else ridge) * variance[kept]
+    safe = torch.where(variance[kept] > 0, d, 1.0)
+    weighted = G.factor[kept] / safe[:, None]
+    T = G.factor @ torch.cholesky_solve(weighted.T, _core(G.factor[kept], safe))
+    T[kept] = torch.eye(kept.numel(), dtype=T.dtype, device=T.device)  # a kept unit is its own best replacement
+    return T
+
+
+def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor) -> float:
+    """tr W Cov(e) Wᵀ, e = h − T h_S, for any T, (n, k): what of e is common, and what is each unit's own."""
+    at = changed(T, kept)
+    W, T = W[:, at], T[at]
+    through = W @ (G.factor[at] - T @ G.factor[kept])
+    own = torch.zeros_like(G.rest).index_copy_(0, at, _squares(W))
+    V = W @ T
+    both = (at[:, None] == kept).nonzero()  # kept units that do not stand for themselves
+    V[:, both[:, 1]] -= W[:, both[:, 0]]
+    own[kept] = _squares(V)
+    return float(through.square().sum() + own @ G.rest)
+
+
+def changed(T: Tensor, kept: Tensor) -> Tensor:
+    """Units that do not stand for themselves: rows of T, (n, k), other than those of the identity."""
+    own = torch.zeros(T.shape[0], dtype=torch.bool, device=T.device)
+    own[kept] = (T[kept].diagonal() == 1) & (T[kept].count_nonzero(1) == 1)
+    return (~own).nonzero()[:, 0]
+
+
+def _squares(W: Tensor) -> Tensor:
+    """‖W_j‖² of every column, (n,), summed up in pieces of rows."""
+    total = W.new_zeros(W.shape[1])
+    for rows in W.split(256):
+        total += rows.square().sum(0)
+    return total
+
+
+def _core(U: Tensor, d: Tensor) -> Tensor:
+    """A lower triangular with A Aᵀ = I + Uᵀ diag(d)⁻¹ U, (N, N)."""
+    inner = (U / d[:, None]).T @ U
+    inner.diagonal().add_(1.0)
+    A: Tensor = torch.linalg.cholesky(inner)
+    return A
