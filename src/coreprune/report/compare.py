@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def dense_numbers(name: str, parameters: int, tensor_bytes: int, file_bytes: int
 def compare(a: Numbers, b: Numbers) -> Comparison:
     """Put two results side by side, or a dense network and a result."""
     first, second = ({row.name: row for row in one.cut} for one in (a, b))
-    pairs = [_pair(name, first.get(name), second.get(name)) for name in _merged(list(first), list(second))]
+    pairs = [_pair(name, first.get(name), second.get(name)) for name in _merged(a.cut, b.cut)]
     note = ""
     if a.parameters.before != b.parameters.before:
         note = (
@@ -91,18 +91,23 @@ def compare(a: Numbers, b: Numbers) -> Comparison:
     )
 
 
-def _merged(first: list[str], second: list[str]) -> list[str]:
-    """All names, each list in its own order as far as both go together.
+def _merged(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
+    """All names, in the order of both as far as they go together.
 
     Example:
-        >>> _merged(["a", "c"], ["a", "b", "d"])
+        >>> row = lambda name: Row(name, "linear", "relu", name, 8, 4)
+        >>> _merged([row("a"), row("c")], [row("a"), row("b"), row("d")])
         ['a', 'b', 'd', 'c']
     """
     order = list(first)
-    for before, name in zip([None, *second], second, strict=False):
-        if name not in order:
-            order.insert(0 if before is None else order.index(before) + 1, name)
-    return order
+    for i, row in enumerate(second):
+        names = [one.name for one in order]
+        if row.name in names:
+            continue
+        later = {one.name for one in second[i:]}
+        following = (n for n, one in enumerate(order) if one.name in later or one.place > row.place)
+        order.insert(names.index(second[i - 1].name) + 1 if i else next(following, len(order)), row)
+    return [row.name for row in order]
 
 
 def _adds(a: Numbers, b: Numbers) -> tuple[int | None, int | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -173,12 +173,14 @@ def _sentence(bar: _Bar) -> str:
 
 
 def _told(numbers: Numbers) -> str:
-    """The picture in words; of a long network its groups."""
+    """The picture in words, alike sites together."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for row in numbers.sites:
+        groups.setdefault((row.group, row.before), []).append(row.after)
     parts = []
-    for group, rows in groupby(numbers.sites, key=lambda row: row.group):
-        run = list(rows)
-        before, after = sum(row.before for row in run), sum(row.after for row in run)
-        parts.append(f"{group}: {before:,} to {after:,}" + (f" in {len(run)} sites" if len(run) > 1 else ""))
+    for (group, before), after in groups.items():
+        kept = " to ".join(dict.fromkeys(f"{k:,}" for k in (min(after), max(after))))
+        parts.append(f"{group}: {kept} of {before:,}" + (f" in each of {len(after)} sites" if len(after) > 1 else ""))
     more = len(parts) - 24
     return "; ".join(parts[:24]) + (f"; and {more} more, see the table" if more > 0 else "")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from coreprune.errors import CheckpointError, CorepruneError
@@ -34,6 +34,7 @@ class Row:
         name, kind, activation: as `Site` has them.
         group: the name with its numbers starred, where three or more sites are alike; else the name.
         before, after: units.
+        place: of the tensor that makes the units among the tensors; −1 if it is not there.
         writer: the tensor whose rows make the units. readers: those that read them.
         error: relative root mean square error of what the readers get, as the plan predicted or measured it.
         within: ε, no single output is off by more,
@@ -50,6 +51,7 @@ class Row:
     group: str
     before: int
     after: int
+    place: int = -1
     writer: str = ""
     readers: tuple[str, ...] = ()
     error: float | None = None
@@ -156,7 +158,7 @@ def _numbers(structure: Mapping[str, Any], name: str, beside: Beside) -> Numbers
         multiply_adds=beside.cost.multiply_adds if beside.cost else multiply_adds,
         cost=beside.cost,
         ends=_ends(dense, cuts) if stack and cuts else None,
-        sites=_rows(cuts, recipe, beside.inspection),
+        sites=_rows(cuts, recipe, list(shapes), beside.inspection),
         refused=None if refused is None else tuple((str(where), str(why)) for where, why in refused),
         statements=tuple(statements),
         checked=checked,
@@ -197,7 +199,10 @@ def _ends(dense: Mapping[str, Sequence[int]], cuts: Sequence[tuple[Site, int, An
 
 
 def _rows(
-    cuts: Sequence[tuple[Site, int, Any]], recipe: Mapping[str, Any], inspection: Inspection | None
+    cuts: Sequence[tuple[Site, int, Any]],
+    recipe: Mapping[str, Any],
+    tensors: Sequence[str],
+    inspection: Inspection | None,
 ) -> tuple[Row, ...]:
     """The sites that were cut, and where they are known those that were not."""
     by_name = {site.name: (site, kept, evidence) for site, kept, evidence in cuts}
@@ -206,7 +211,8 @@ def _rows(
     rows = []
     for site in every:
         if site.name in by_name:
-            rows.append(_row(*by_name[site.name], groups[site.name]))
+            place = tensors.index(site.incoming.tensor) if site.incoming.tensor in tensors else -1
+            rows.append(replace(_row(*by_name[site.name], groups[site.name]), place=place))
         else:
             why = _why_whole(site, recipe)
             rows.append(
