@@ -58,7 +58,7 @@ def site(name: str, units: int, kind: str = "conv", reads: str = "") -> dict[str
     }  # fmt: skip
 
 
-def structure(sites: list[tuple[dict[str, Any], int, dict[str, Any]]], **recipe: Any) -> dict[str, Any]:
+def structure(rows: list[tuple[dict[str, Any], int, dict[str, Any]]], /, **recipe: Any) -> dict[str, Any]:
     """A structure.json of (site, units kept, evidence)."""
     known = {
         "method": "kernel", "reweight": False, "remove": 0.5, "seed": 0, "prior": "random inputs",
@@ -69,7 +69,7 @@ def structure(sites: list[tuple[dict[str, Any], int, dict[str, Any]]], **recipe:
         "size": {"dense_parameters": 1000, "dense_bytes": 4000, "parameters": 400, "bytes": 1600},
         "tensors": {},
         "changed": {},
-        "sites": [{"site": one, "kept": list(range(kept)), "evidence": known} for one, kept, known in sites],
+        "sites": [{"site": one, "kept": list(range(kept)), "evidence": seen} for one, kept, seen in rows],
     }
 
 

@@ -114,6 +114,16 @@ def test_why_a_site_stayed_whole(recipe, why):
     assert why in row.whole
 
 
+def test_what_the_recipe_wrote_down_is_told_without_the_network():
+    rows = [(site("b", 8), 3, {})]
+    every = [["a", "conv", 16, "relu"], ["b", "conv", 8, "relu"], ["c", "linear", 4, "tanh"]]
+    found = numbers(structure(rows, sites=every, refused=[["d", "is an output"]], versions={"torch": "2"}), "x")
+    assert [(row.name, row.before, row.after) for row in found.sites] == [("a", 16, 16), ("b", 8, 3), ("c", 4, 4)]
+    assert [row.name for row in found.cut] == ["b"]
+    assert found.refused == (("d", "is an output"),)
+    assert found.made_with == {"torch": "2"}
+
+
 def test_alike_sites_get_one_name_and_others_keep_theirs():
     assert {row.group for row in made(5).sites} == {"block.*.mlp"}
     assert [row.group for row in made(2).sites] == ["block.0.mlp", "block.1.mlp"]

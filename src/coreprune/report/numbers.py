@@ -13,7 +13,7 @@ from typing import Any
 
 from coreprune.errors import CheckpointError, CorepruneError
 from coreprune.model.groups import matching
-from coreprune.model.site import Inspection, Site
+from coreprune.model.site import Inspection, Location, Site
 from coreprune.report.beside import Beside
 from coreprune.report.cost import Change, Cost
 from coreprune.report.recipe import loading, python_call, versions
@@ -206,19 +206,29 @@ def _rows(
 ) -> tuple[Row, ...]:
     """The sites that were cut, and where they are known those that were not."""
     by_name = {site.name: (site, kept, evidence) for site, kept, evidence in cuts}
-    every = [site for site, _, _ in cuts] if inspection is None else list(inspection.sites)
+    every = [site for site, _, _ in cuts]
+    if inspection is not None:
+        every = list(inspection.sites)
+    elif recipe.get("sites"):
+        every = [_named(*known) for known in recipe["sites"]]
     groups = _labels(every)
     rows = []
     for site in every:
         if site.name in by_name:
-            place = tensors.index(site.incoming.tensor) if site.incoming.tensor in tensors else -1
-            rows.append(replace(_row(*by_name[site.name], groups[site.name]), place=place))
+            row = _row(*by_name[site.name], groups[site.name])
+            rows.append(replace(row, place=tensors.index(row.writer) if row.writer in tensors else -1))
         else:
             why = _why_whole(site, recipe)
             rows.append(
                 Row(site.name, site.kind, site.activation, groups[site.name], site.units, site.units, whole=why)
             )
     return tuple(rows)
+
+
+def _named(name: str, kind: str, units: int, activation: str) -> Site:
+    """A site of which nothing else is known."""
+    nowhere = Location("", 0)
+    return Site(str(name), str(kind), int(units), str(activation), (), nowhere, nowhere, ())
 
 
 def _labels(sites: Sequence[Site]) -> dict[str, str]:
