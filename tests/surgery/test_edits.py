@@ -295,3 +295,23 @@ def test_no_edits_change_nothing():
 def test_edits_that_contradict_each_other_are_a_defect(edits):
     with pytest.raises(AssertionError):
         edited(edits, {"w": torch.ones(4)})
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("block,share", [(1, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize("whole", [True, False], ids=["stand for themselves", "one does not"])
+def test_units_that_stay_are_added_and_not_multiplied(axis, block, share, whole):
+    """T W written out, where kept units have rows of the identity and where one of them has not."""
+    n, kept = 6, torch.tensor([1, 2, 5])
+    rows = (kept[:, None] * block + torch.arange(block)).flatten()
+    T = torch.randn(n * block, 3 * block, dtype=torch.float64)
+    T[rows] = torch.eye(3 * block, dtype=torch.float64)
+    if not whole:
+        T[rows[1], 0] = 0.25
+    shape = [4, 4, 2]
+    shape[axis] = n * block * share
+    value = torch.randn(shape, dtype=torch.float64)
+    found = Mix(Location("w", axis, 0, block * share), T, kept, n, block)(value)
+    units = value.movedim(axis, 0).reshape(n * block, share, -1)
+    expected = torch.einsum("ij,isr->jsr", T, units)
+    torch.testing.assert_close(found.movedim(axis, 0).reshape(expected.shape), expected, rtol=1e-12, atol=1e-12)

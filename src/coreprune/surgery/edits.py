@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from coreprune.maths.lowrank import changed
 from coreprune.model.site import Location, Reader
 
 __all__ = ["Add", "Edit", "Mix", "Take", "constant", "edited"]
@@ -256,6 +257,22 @@ def _pass(value: Tensor, takes: Mapping[int, Where], mixing: tuple[int, _Mixing]
     return out
 
 
+class _Part(NamedTuple):
+    """One location's share of what is mixed.
+
+    Attributes:
+        matrix: T, or its rows for the units that go, or the factors of the units that stay.
+        source: positions of what it combines.
+        goal: positions of the result.
+        own: positions of what is added to the combination: the units that stay, where each stands for itself.
+    """
+
+    matrix: Tensor
+    source: Where
+    goal: Where
+    own: Where | None = None
+
+
 @dataclass(frozen=True)
 class _Mixing:
     """What is mixed along one axis, in positions before and after; the rest is copied.
@@ -263,30 +280,34 @@ class _Mixing:
     Attributes:
         size: entries after.
         rest: positions of what is copied, before and after.
-        parts: matrices, positions of what they mix, and of the result.
+        parts: what is mixed.
     """
 
     size: int
     rest: tuple[Where, Where]
-    parts: tuple[tuple[Tensor, Where, Where], ...]
+    parts: tuple[_Part, ...]
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the result."""
-        return max((matrix.dtype for matrix, _, _ in self.parts), key=lambda kind: torch.finfo(kind).bits)
+        return max((part.matrix.dtype for part in self.parts), key=lambda kind: torch.finfo(kind).bits)
 
     def __call__(self, old: Tensor, new: Tensor, axis: int) -> None:
         """Fill `new` from `old`, which agree but for the axis that is mixed."""
         before, after = self.rest
         _put(new, axis, after, _at(old, axis, before))
-        for matrix, source, goal in self.parts:
-            units = _at(old, axis, source).to(matrix.dtype).movedim(axis, 0)
+        for part in self.parts:
+            matrix = part.matrix
+            units = _at(old, axis, part.source).to(matrix.dtype).movedim(axis, 0)
             rest = units.shape[1:]
             if matrix.dim() == 1:
                 product = units.reshape(matrix.numel(), -1, *rest) * matrix.reshape(-1, *[1] * units.dim())
-            else:
+            elif part.own is None:
                 product = matrix.T @ units.reshape(matrix.shape[0], -1)
-            _put(new, axis, goal, product.reshape(-1, *rest).movedim(0, axis))
+            else:
+                own = _at(old, axis, part.own).to(matrix.dtype).movedim(axis, 0)
+                product = torch.addmm(own.reshape(matrix.shape[1], -1), matrix.T, units.reshape(len(matrix), -1))
+            _put(new, axis, part.goal, product.reshape(-1, *rest).movedim(0, axis))
 
 
 class _Layout:
@@ -324,17 +345,27 @@ class _Layout:
             entries = edit.entries
             self._entries(edit.at, entries.shape[0])
             goal = entries[edit.places].flatten()
-            found.append((edit.matrix, goal if edit.matrix.dim() == 1 else entries.flatten(), goal))
+            found.append((edit, entries, goal))
             left[entries], mixed[entries] = False, True
             left[goal] = True
         self.slots = left.nonzero().flatten()
         after = self._positions()
         rest = self.slots[~mixed[self.slots]]
-        parts = tuple(
-            (matrix.to(value.device), _where(before[source], value), _where(after[goal], value))
-            for matrix, source, goal in found
-        )
-        return _Mixing(self.slots.numel(), (_where(before[rest], value), _where(after[rest], value)), parts)
+        parts = []
+        for edit, entries, goal in found:
+            matrix, source, own = edit.matrix, goal if edit.matrix.dim() == 1 else entries.flatten(), None
+            kept = (edit.places[:, None] * edit.block + torch.arange(edit.block)).flatten()
+            if matrix.dim() == 2:
+                gone = changed(matrix, kept.to(matrix.device)).cpu()
+                if len(gone) and len(gone) + len(kept) == len(matrix):  # a unit that stays stands for itself
+                    each = source.reshape(len(matrix), -1)
+                    matrix, source, own = (
+                        matrix[gone],
+                        each[gone].flatten(),
+                        _where(before[each[kept].flatten()], value),
+                    )
+            parts.append(_Part(matrix.to(value.device), _where(before[source], value), _where(after[goal], value), own))
+        return _Mixing(self.slots.numel(), (_where(before[rest], value), _where(after[rest], value)), tuple(parts))
 
     def _left(self) -> Tensor:
         left = torch.zeros_like(self._touched)
