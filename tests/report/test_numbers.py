@@ -68,6 +68,7 @@ def test_both_networks_are_run(tmp_path):
     assert [(row.name, row.after, bool(row.whole)) for row in found.sites] == [("a", 5, False), ("b", 10, True)]
     assert found.refused == (("last", "is an output of the network"),)
     assert [row.name for row in found.cut] == ["a"]
+    assert found.sites[0].error == small.plan.cuts[0].evidence["relative_error"]
 
 
 def test_attention_is_counted_whatever_kernel_runs_it():
