@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+import coreprune as cp
 from coreprune.engine import double, equivalence
 from coreprune.engine.double import Double
 from coreprune.engine.equivalence import check, reconstructed, require
@@ -18,6 +19,7 @@ from coreprune.maths.layer import Coreset
 from coreprune.model.capture import capture
 from coreprune.model.site import Inspection, Location, Reader, Site, Tap
 from coreprune.plan import Cut, Plan
+from coreprune.surgery.edits import edited
 
 
 def normal(*shape, seed=0):
@@ -500,3 +502,42 @@ class TestCheck:
         model, found, plan, new = perceptron()
         with pytest.raises(AssertionError):
             check(model, shrunk(model, new), Inspection(found.sites, (), {}, 4), plan, new)
+
+
+class Sized(nn.Module):
+    """Convolutions on images; `fixed` makes the code hold their size, `deep` leaves nothing of small ones."""
+
+    def __init__(self, how="free"):
+        super().__init__()
+        self.a, self.b, self.how = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 6, 3, 2), how
+        self.head = nn.Linear(6 * 31 * 31 if how == "fixed" else 6, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.b(torch.relu(self.a(x))))
+        if self.how == "fixed":
+            return self.head(h.flatten(1))
+        if self.how == "branch" and x.shape[-1] < 100:
+            return self.head(h.mean((2, 3))) + 1
+        return self.head(h.mean((2, 3)))
+
+
+@pytest.mark.parametrize("how,sides", [("free", {32}), ("fixed", {128}), ("branch", {32, 128})])
+def test_smaller_images_stand_for_large_ones_where_the_code_takes_them(how, sides, monkeypatch):
+    seen, old = set(), equivalence._live
+    monkeypatch.setattr(equivalence, "_live", lambda m, a: seen.add(a[0][0].shape[-1]) or old(m, a))
+    torch.manual_seed(0)
+    model, x = Sized(how).eval(), torch.randn(2, 3, 128, 128)
+    assert cp.prune(model, x, units={"a": 5}).model.a.out_channels == 5
+    assert seen == sides
+
+
+def test_on_smaller_images_too_a_wrong_cut_is_told(monkeypatch):
+    torch.manual_seed(0)
+    model, x = Sized().eval(), torch.randn(2, 3, 128, 128)
+
+    def wrong(*args, **kwargs):
+        return {n: t * (1 + 1e-6) if n == "b.weight" else t for n, t in edited(*args, **kwargs).items()}
+
+    monkeypatch.setattr("coreprune.api.edited", wrong)
+    with pytest.raises(UnsupportedModelError, match="differ by"):
+        cp.prune(model, x, units={"a": 5})

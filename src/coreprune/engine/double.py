@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Double", "aliases", "wide", "written"]
 
-#: bytes that a converted piece of a weight may take
-PIECE = 32 * 2**20
+#: bytes that a converted piece of a weight may take: less than what an allocator gives back to the system each time
+PIECE = 4 * 2**20
 
 _WIDE = {
     torch.float32: torch.float64,

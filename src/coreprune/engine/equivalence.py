@@ -9,17 +9,18 @@ is rounded to the stored precision: what is left is a few units in the last plac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import Double, wide
 from coreprune.engine.observe import Arguments, run
-from coreprune.engine.probes import fits, synthesise
+from coreprune.engine.probes import cropped, fits, synthesise
 from coreprune.errors import CorepruneError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Captured, capture, evaluating, first_line
@@ -74,8 +75,9 @@ def check(
 ) -> float:
     """How far the cut network is from the dense one with its removed units replaced, in float64.
 
-    Each captured graph is compared first on the least of its inputs: noise, random indices, one batch entry where
-    the graph allows it, and the live small module against the dense graph. Where that differs, or raises, it may be
+    Each captured graph is compared first on the least of its inputs: noise, random indices, one batch entry and
+    smaller images where the graph allows it, and the live small module against the dense graph, after that module
+    has given outputs of the right shapes for the example's own. Where that differs, or raises, it may be
     that the code cannot do with such inputs, or that it makes constants in the precision of its activations. So
     the example's own batch (and indices, after an exception) decides then, and a capture of the small module.
 
@@ -117,10 +119,21 @@ def _difference(
             return run(captured, dense, arguments, taps=[tap for tap, _ in pairs], hook=hook)
 
     module = small_model.get_submodule(captured.path)
-    quick = _arguments(captured, 1 if not captured.path and fits(captured, 1) else None, dense)
-    try:
+    one = 1 if not captured.path and fits(captured, 1) else None
+
+    def compared(arguments: Arguments) -> tuple[float, bool]:
+        outputs = masked(_copied(arguments))
         with _replaced(small_model, tensors64):
-            difference = _distance(masked(_copied(quick)), _live(module, quick))
+            return _distance(outputs, _live(module, arguments)), all(_finite(value) for value in outputs)
+
+    less = cropped(captured)
+    if less is not None and _runs(module, captured):
+        with suppress(Exception):  # the code cannot do with smaller images: then with those it was given
+            difference, finite = compared(_arguments(less, one, dense))
+            if finite and difference <= TOLERANCE:
+                return difference
+    try:
+        difference, _ = compared(_arguments(captured, one, dense))
         if difference <= TOLERANCE:
             return difference
         failure: Exception | None = None
@@ -310,6 +323,27 @@ def _arguments(
         chosen = pytree.tree_unflatten([a if _floating(a) or b.is_meta else b for a, b in pairs], spec)
     result: Arguments = pytree.tree_map(lambda a: a.to(device) if isinstance(a, Tensor) else a, chosen)
     return result
+
+
+def _runs(module: nn.Module, captured: Captured) -> bool:
+    """Whether a module gives outputs of the graph's shapes for the example: tried on shapes alone."""
+    nodes = list(captured.graph.graph.nodes)
+    expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
+    args, kwargs = _on_meta(captured.arguments)
+    try:
+        outputs = functional_call(module, _on_meta(tensors_of(module)), args, kwargs)
+    except Exception:  # a module raises whatever its code raises, and some need values
+        return False
+    shapes = [[tuple(v.shape) for v in each if _floating(v)] for each in (pytree.tree_leaves(outputs), expected)]
+    return shapes[0] == shapes[1]
+
+
+def _on_meta(values: Any) -> Any:
+    return pytree.tree_map(lambda a: torch.empty_like(a, device="meta") if isinstance(a, Tensor) else a, values)
+
+
+def _finite(value: Any) -> bool:
+    return not _floating(value) or bool(value.isfinite().all())
 
 
 def _copied(arguments: Arguments) -> Arguments:

@@ -14,7 +14,10 @@ from coreprune.engine.observe import Arguments, run
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Captured
 
-__all__ = ["batch_size", "fits", "fitting", "synthesise"]
+__all__ = ["batch_size", "cropped", "fits", "fitting", "synthesise"]
+
+#: side of an image from which a smaller one may stand for it
+LARGE = 128
 
 
 def batch_size(captured: Captured) -> int:
@@ -28,17 +31,49 @@ def fits(captured: Captured, batch: int) -> bool:
     own = batch_size(captured)
     if batch == own or not own:
         return batch == own
-    nodes = list(captured.graph.graph.nodes)
-    try:
-        held = {captured.states[n.name]: n.meta["val"] for n in nodes if n.name in captured.states}
-        tensors = {name: torch.empty(tuple(v.shape), dtype=v.dtype, device="meta") for name, v in held.items()}
-        inputs = pytree.tree_map(lambda a: _rows(a, own, batch, "meta"), captured.arguments)
-        outputs = run(captured, tensors, inputs)
-        expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
-    except Exception:  # whatever an operator raises that holds the size of the example
+    outputs = _on_meta(captured, pytree.tree_map(lambda a: _rows(a, own, batch, "meta"), captured.arguments))
+    if outputs is None:
         return False
+    nodes = list(captured.graph.graph.nodes)
+    expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
     pairs = zip(outputs, expected, strict=True)
     return all(tuple(a.shape) == _shape(b, own, batch) for a, b in pairs if isinstance(a, Tensor))
+
+
+def cropped(captured: Captured) -> Captured | None:
+    """The same with smaller images in its example, a quarter or half as high and wide, where the graph runs on them.
+
+    None where there are no images of LARGE pixels or more along an axis, or where the graph holds their size.
+    """
+    leaves = pytree.tree_leaves(captured.arguments)
+    images = [a for a in leaves if isinstance(a, Tensor) and a.is_floating_point() and a.dim() > 3]
+    if not images or captured.path or max(max(a.shape[2:]) for a in images) < LARGE:
+        return None
+    for part in (4, 2):
+        less = replace(captured, arguments=pytree.tree_map(lambda a, part=part: _crop(a, part), captured.arguments))
+        outputs = _on_meta(less, pytree.tree_map(lambda a: _rows(a, 1, 1, "meta"), less.arguments))
+        if outputs is not None and all(a.numel() for a in outputs if isinstance(a, Tensor)):
+            return less
+    return None
+
+
+def _crop(value: Any, part: int) -> Any:
+    """A tensor of images cut to 1/part of every side, rounded up to a multiple of 32 pixels."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() <= 3:
+        return value
+    for axis in range(2, value.dim()):
+        value = value.narrow(axis, 0, min(value.shape[axis], -(-value.shape[axis] // (32 * part)) * 32))
+    return value
+
+
+def _on_meta(captured: Captured, inputs: Arguments) -> list[Any] | None:
+    """What the graph gives for inputs on the meta device, shapes alone; None where it cannot do with them."""
+    held = {captured.states[n.name]: n.meta["val"] for n in captured.graph.graph.nodes if n.name in captured.states}
+    tensors = {name: torch.empty(tuple(v.shape), dtype=v.dtype, device="meta") for name, v in held.items()}
+    try:
+        return run(captured, tensors, inputs)
+    except Exception:  # whatever an operator raises that holds the size of the example
+        return None
 
 
 def _shape(value: Tensor, own: int, batch: int) -> tuple[int, ...]:
