@@ -100,7 +100,7 @@ def test_inputs_that_do_not_fit_are_told():
         ({"remove": 0.3, "ignore": ["b"]}, "ignored"),
         ({"remove": 0.3, "kinds": ["linear"]}, "kind"),
         ({"units": {"a": 3}}, "not asked for"),
-        ({"units": {"*": 3}}, "its own"),
+        ({"units": {"*": 3}}, "as was asked"),
         ({"remove": 0.3}, "budget"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",

@@ -273,16 +273,16 @@ def _row(site: Site, kept: int, evidence: Mapping[str, Any], group: str) -> Row:
 def _why_whole(site: Site, recipe: Mapping[str, Any]) -> str:
     """Why a site that could be cut was not."""
     if any(site in _matching(site, pattern) for pattern in recipe.get("ignore", ())):
-        return "it was to be ignored"
+        return "left whole, as it was to be ignored"
     if recipe.get("kinds") and site.kind not in recipe["kinds"]:
-        return "sites of this kind were not asked for"
+        return "left whole, as its kind was not asked for"
     asked = recipe.get("remove") if isinstance(recipe.get("remove"), Mapping) else recipe.get("units")
     if isinstance(asked, Mapping):
         named = any(_matching(site, pattern) for pattern in asked)
-        return "the width that was asked for is its own" if named else "it was not asked for"
+        return "left whole, as was asked" if named else "left whole, as it was not asked for"
     if recipe.get("uniform") == "config":
-        return "the configuration has no field for its width, or the budget left it whole"
-    return "the budget left it whole"
+        return "left whole: the configuration has no field for it, or the budget had room"
+    return "left whole by the budget"
 
 
 def _matching(site: Site, pattern: str) -> list[Site]:
