@@ -314,10 +314,10 @@ def draw(networks: Mapping[str, dict[str, Any]]) -> None:
             axis.plot(
                 [0.0, *(100 * row["fraction"] for row in mine)],
                 [dense, *(row["figure"] for row in mine)],
-                "--" if mine and mine[0]["data_used"] else "-",
+                ":" if label == OURS_WIDTHS else "--" if mine and mine[0]["data_used"] else "-",
                 marker="o" if own else ".",
                 color="#0b2f4e" if own else colours[label],
-                lw=(1.4 if label == OURS_WIDTHS else 2.2) if own else 1.1,
+                lw=2.2 if own else 1.1,
                 label=label,
             )
         axis.set_title(name, fontsize=10)
