@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import coreprune as cp
+from coreprune.engine import network
 from coreprune.engine.local import Request
 from coreprune.engine.network import cut_site, decide_network, network_curves
 from coreprune.engine.observe import Observed
@@ -284,3 +285,28 @@ def test_dead_units_are_free():
     assert float(curve[4]) == 0 and float(curve[3]) > 1e-4
     (cut,) = decide_network(found, tensors(model), {"0": 4}, request())
     assert cut.kept.tolist() == [0, 2, 3, 5] and cut.evidence["relative_error"] < 1e-4
+
+
+def test_a_survey_spares_the_second_observation_and_says_the_same(mixed, monkeypatch):
+    model, found = mixed
+    survey = network.surveyed(found, tensors(model), request())
+    alone = {cut.site.name: cut for cut in decide_network(found, tensors(model), WIDTHS, request())}
+    monkeypatch.setattr(network, "moments", lambda *a, **k: pytest.fail("observed twice"))
+    for cut in decide_network(found, tensors(model), WIDTHS, request(), survey):
+        other = alone[cut.site.name]
+        assert torch.equal(cut.kept, other.kept)
+        for a, b in zip(cut.coresets, other.coresets, strict=True):
+            assert torch.allclose(a.mix, b.mix, atol=1e-9)
+
+
+def test_a_path_without_an_end_goes_through_every_number_of_units(mixed, monkeypatch):
+    """Where units are added, as they are where there are many of them, the curve must not end after the first."""
+    model, found = mixed
+    down = network.surveyed(found, tensors(model), request())
+    monkeypatch.setattr("coreprune.maths.kernel.SMALL", 0)
+    up = network.surveyed(found, tensors(model), request())
+    for site in found.sites:
+        curves = down.curves[site.name], up.curves[site.name]
+        assert torch.allclose(curves[1], curves[0], atol=0.2), site.name
+        assert curves[1][-1] == 0
+        assert float(curves[1][site.units - 1]) < 0.2 * float(curves[1][1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from coreprune.engine.probes import batch_size, fits, fitting, synthesise
 from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.lowrank import about_zero
-from coreprune.maths.readers import Reading, choose, energy, error, pooled_energy, replace_for, spread
+from coreprune.maths.readers import Reading, choose, energy, error, kept_of, pooled_energy, replace_for, spread
+from coreprune.maths.select import Path
 from coreprune.maths.shrink import shrunk
 from coreprune.model.capture import Captured, first_line
 from coreprune.model.site import Inspection, Location, Maker, Reader, Site
@@ -29,7 +31,7 @@ from coreprune.plan import Cut
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 
-__all__ = ["cut_site", "decide_network", "network_curves", "prior_of", "probes"]
+__all__ = ["Survey", "cut_site", "decide_network", "network_curves", "prior_of", "probes", "surveyed"]
 
 #: Where there are no data: tokens or vectors that are drawn, pixels that are drawn, and the fewest inputs. Deep in a
 #: convolutional net few positions are left of an image, which is why it takes more of them.
@@ -66,8 +68,27 @@ def probes_of(captured: Captured) -> tuple[int, int]:
     return count, min(count, max(TOGETHER, AREA // each))
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What one observation of all sites says, before it is known how much is cut.
+
+    Attributes:
+        seen: moments of the units as each reader gets them, by site.
+        paths: the greedy path of every site through all numbers of units.
+        curves: err(k), k = 0 … n, of every site on its own: the share of its readers' energy that k units leave.
+    """
+
+    seen: Mapping[str, tuple[Observed, ...]]
+    paths: Mapping[str, Path]
+    curves: Mapping[str, Tensor]
+
+
 def decide_network(
-    found: Inspection, tensors: Mapping[str, Tensor], widths: Mapping[str, int], request: Request
+    found: Inspection,
+    tensors: Mapping[str, Tensor],
+    widths: Mapping[str, int],
+    request: Request,
+    survey: Survey | None = None,
 ) -> tuple[Cut, ...]:
     """One cut for each site named in `widths`.
 
@@ -76,29 +97,38 @@ def decide_network(
         tensors: parameters and buffers by name; not changed.
         widths: units to keep, by site.
         request: how.
+        survey: of the same network under the same request, so that nothing is observed twice.
     """
     sites = [site for site in found.sites if widths.get(site.name, site.units) < site.units]
-    seen = _observe(found, sites, tensors, request)
+    seen = dict(_observe(found, sites, tensors, request) if survey is None else survey.seen)
+    paths = {} if survey is None else survey.paths
     cuts = []
     for i, site in enumerate(sites):
         if request.progress:
             request.progress(i, len(sites), site.name)
-        cuts.append(cut_site(site, found.makers[site.name], tensors, seen.pop(site.name), widths[site.name], request))
+        makers, own = found.makers[site.name], paths.get(site.name)
+        cuts.append(cut_site(site, makers, tensors, seen.pop(site.name), widths[site.name], request, own))
     if request.progress:
         request.progress(len(sites), len(sites), "")
     return tuple(cuts)
 
 
-def network_curves(found: Inspection, tensors: Mapping[str, Tensor], request: Request) -> dict[str, Tensor]:
-    """err(k), k = 0 … n, of every site on its own: the share of its readers' energy that k units cannot explain."""
+def surveyed(found: Inspection, tensors: Mapping[str, Tensor], request: Request) -> Survey:
+    """Observe every site and rank its units."""
     seen = _observe(found, found.sites, tensors, request)
-    result = {}
+    paths, curves = {}, {}
     for site in found.sites:
-        readings = _readings(site, tensors, seen.pop(site.name))
-        path = choose(readings, site.units, 1)
+        readings = _readings(site, tensors, seen[site.name])
+        path = choose(readings, site.units)
         total = pooled_energy(readings)
-        result[site.name] = (path.curve(site.units, total) / total).double()
-    return result
+        curves[site.name] = (path.curve(site.units, total) / total).double()
+        paths[site.name] = replace(path, factor=None)  # as large as a covariance
+    return Survey(seen, paths, curves)
+
+
+def network_curves(found: Inspection, tensors: Mapping[str, Tensor], request: Request) -> dict[str, Tensor]:
+    """The curves of `surveyed` alone."""
+    return dict(surveyed(found, tensors, request).curves)
 
 
 def cut_site(
@@ -108,6 +138,7 @@ def cut_site(
     seen: tuple[Observed, ...],
     keep: int,
     request: Request,
+    ranked: Path | None = None,
 ) -> Cut:
     """The cut of one site.
 
@@ -117,12 +148,14 @@ def cut_site(
         seen: moments of the units as each reader gets them.
         keep: units to keep.
         request: how.
+        ranked: a path through all numbers of units, from the same moments.
     """
     readings = _readings(site, tensors, seen)
     if request.method.name == "kernel":
-        path = choose(readings, site.units, keep)
-        own = path if len(readings) == 1 else None
-        coresets = tuple(replace_for(reading, path.kept, own) for reading in readings)
+        path = choose(readings, site.units, keep) if ranked is None else ranked
+        kept = path.kept if ranked is None else kept_of(path, site.units, keep)
+        own = path if len(readings) == 1 and ranked is None else None
+        coresets = tuple(replace_for(reading, kept, own) for reading in readings)
     else:
         layer = _layer(site, makers, tensors, request.radius)
         if request.method.law:

@@ -31,6 +31,13 @@ def fits(captured: Captured, batch: int) -> bool:
     own = batch_size(captured)
     if batch == own or not own:
         return batch == own
+    known: dict[tuple[int, int], bool] = captured.graph.meta.setdefault("batches", {})
+    if (own, batch) not in known:
+        known[own, batch] = _fits(captured, own, batch)
+    return known[own, batch]
+
+
+def _fits(captured: Captured, own: int, batch: int) -> bool:
     outputs = _on_meta(captured, pytree.tree_map(lambda a: _rows(a, own, batch, "meta"), captured.arguments))
     if outputs is None:
         return False

@@ -24,7 +24,7 @@ from coreprune.maths.propagate import Law
 from coreprune.maths.reweight import RIDGE, replacement
 from coreprune.maths.select import Path, dropped, forward
 
-__all__ = ["completed", "kernel", "law_needed", "replaced", "select"]
+__all__ = ["completed", "goes_forward", "kernel", "law_needed", "replaced", "select", "varying"]
 
 #: up to this number of units the backward greedy runs, which is a little better; its n³ is nothing there
 SMALL = 1024
@@ -74,12 +74,12 @@ def select(layer: Layer, units: int) -> Path:
     G = law.moments.covariance
     W = layer.outgoing.to(G.dtype)
     variance = G.diagonal()
-    constant = _constant(law.moments)
+    constant = ~varying(law.moments)
     live = (~constant).nonzero()[:, 0]
     if live.numel() <= units:  # all that matter stay; the rest is filled up by index
         kept = torch.cat([live, constant.nonzero()[: units - live.numel(), 0]]).sort().values
         return Path(kept, kept, torch.zeros(0, dtype=G.dtype, device=G.device))
-    if variance.numel() > SMALL:
+    if goes_forward(variance.numel()):
         scale = torch.where(constant, 0.0, torch.where(constant, 1.0, variance).rsqrt())
         Y = W @ (G if law.cross is None else law.cross)
         path = forward(G, Y, units, scale=scale, ridge=RIDGE[G.dtype])
@@ -103,7 +103,7 @@ def completed(path: Path, moments: Moments, total: float) -> Path:
     Args:
         path: from `select`. moments: of the units. total: the error of keeping none.
     """
-    live = ~_constant(moments)
+    live = varying(moments)
     if path.added and path.energy.numel() < path.order.numel():  # all that vary stay, and explain everything
         order = torch.cat([path.order[live[path.order]], path.order[~live[path.order]]])
         energy = path.energy.new_zeros(order.numel())
@@ -125,7 +125,12 @@ def law_needed(layer: Layer) -> Law:
     return layer.law
 
 
-def _constant(moments: Moments) -> Tensor:
-    """Units whose variance is rounding against their mean, (n,) bool."""
+def goes_forward(units: int) -> bool:
+    """Whether `select` adds units, where they are many, or drops them."""
+    return units > SMALL
+
+
+def varying(moments: Moments) -> Tensor:
+    """Units whose variance is more than rounding against their mean, (n,) bool."""
     variance = moments.covariance.diagonal()
-    return variance <= torch.finfo(variance.dtype).eps * moments.mean.square()
+    return variance > torch.finfo(variance.dtype).eps * moments.mean.square()

@@ -30,7 +30,7 @@ from coreprune.maths import lowrank
 from coreprune.maths.activation import activation
 from coreprune.maths.blocks import backward_blocks
 from coreprune.maths.gram import Moments
-from coreprune.maths.kernel import completed, replaced, select
+from coreprune.maths.kernel import completed, goes_forward, replaced, select, varying
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.propagate import Law
@@ -111,12 +111,12 @@ def spread(coreset: Coreset, block: int) -> Coreset:
     return replace(coreset, mix=torch.kron(coreset.mix, torch.eye(block, dtype=coreset.mix.dtype)))
 
 
-def choose(readings: Sequence[Reading], units: int, keep: int) -> Path:
+def choose(readings: Sequence[Reading], units: int, keep: int | None = None) -> Path:
     """The greedy path to `keep` units.
 
     Args:
         readings: at least one.
-        units: n. keep: k.
+        units: n. keep: k; without it the path goes on as long as there is a choice, through every k.
     """
     blocks = {reading.block for reading in readings}
     if len(blocks) > 1:
@@ -125,19 +125,23 @@ def choose(readings: Sequence[Reading], units: int, keep: int) -> Path:
         return _few(*_pooled_thin(readings), keep)
     G, M = _pooled(readings)
     if blocks != {1} and len(blocks) == 1:
-        return backward_blocks(G, M, units, keep)
+        return backward_blocks(G, M, units, 1 if keep is None else keep)
     none = G.new_zeros(units)
     few = len(readings) == 1 and readings[0].outgoing.numel() <= G.numel()
     W = readings[0].matrix if few else _root(M)
     law = Law(Moments(readings[0].mean if len(readings) == 1 else none, G))
+    if keep is None:
+        keep = max(int(varying(law.moments).sum()) - 1, 1) if goes_forward(units) else 1
     path = select(Layer(G[:, :0], none, W, activation("identity"), 1.0, law), keep)
     return completed(path, law.moments, _inner(G, M))
 
 
-def _few(mean: Tensor, G: LowRank, W: Tensor, keep: int) -> Path:
+def _few(mean: Tensor, G: LowRank, W: Tensor, keep: int | None) -> Path:
     """`choose` where samples are few: on correlations, and without the units that do not vary."""
     variance = G.diagonal()
     live = variance > torch.finfo(variance.dtype).eps * mean.square()
+    if keep is None:
+        keep = max(int(live.sum()) - 1, 1)
     if int(live.sum()) <= keep:
         order = torch.cat([live.nonzero()[:, 0], (~live).nonzero()[:, 0]])
         gains = variance.new_zeros(order.numel())

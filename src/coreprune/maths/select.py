@@ -59,6 +59,7 @@ class Path:
         if self.added:
             error[1 : len(steps) + 1] = total - steps
             error[len(steps) + 1 :] = (total - steps[-1]) if len(steps) else total
+            error[units] = 0
         else:
             error[units - len(steps) : units] = steps.flip(0)
             error[units] = 0
