@@ -11,19 +11,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from coreprune.maths.lowrank import changed
 from coreprune.model.site import Location, Reader
+from coreprune.surgery.mixing import Layout, Mixing, Where, places, selected
 
 __all__ = ["Add", "Edit", "Mix", "Take", "constant", "edited"]
 
 CHUNK = 2**22  # entries that are computed on at a time
-
-Where = slice | Tensor
 
 
 @dataclass(frozen=True)
@@ -160,12 +158,12 @@ def constant(weight: Tensor, reader: Reader, offset: Tensor, units: int) -> Tens
         (p,), in the precision of `offset`.
     """
     t = offset.to(weight.device)
-    entries = _where(reader.weight.entries(units).flatten(), weight)
+    entries = places(reader.weight.entries(units).flatten(), weight)
     rows = weight.detach().movedim((reader.outputs, reader.weight.axis), (0, 1))
     result = t.new_empty(rows.shape[0])
     step = max(1, CHUNK // max(1, math.prod(rows.shape[1:])))
     for low in range(0, rows.shape[0], step):
-        piece = _at(rows[low : low + step], 1, entries).to(t.dtype)
+        piece = selected(rows[low : low + step], 1, entries).to(t.dtype)
         each = piece.reshape(piece.shape[0], t.numel(), -1)
         result[low : low + step] = (each.sum(2) if each.shape[2] > 1 else each[:, :, 0]) @ t
     return result * reader.sign
@@ -205,10 +203,10 @@ def _cut(value: Tensor, edits: Sequence[Take | Mix], alive: dict[int, Tensor], g
         goal: what to round to; None to leave the result as it was computed.
     """
     takes: dict[int, Where] = {}
-    mixings: dict[int, _Mixing] = {}
+    mixings: dict[int, Mixing] = {}
     for axis in dict.fromkeys(edit.at.axis for edit in edits):
         here = [edit for edit in edits if edit.at.axis == axis]
-        layout = _Layout(alive.get(axis, torch.arange(value.shape[axis])))
+        layout = Layout(alive.get(axis, torch.arange(value.shape[axis])))
         take = layout.take([edit for edit in here if isinstance(edit, Take)])
         if not (isinstance(take, slice) and take == slice(0, value.shape[axis])):
             takes[axis] = take if isinstance(take, slice) else take.to(value.device)
@@ -224,12 +222,12 @@ def _cut(value: Tensor, edits: Sequence[Take | Mix], alive: dict[int, Tensor], g
     return value
 
 
-def _pass(value: Tensor, takes: Mapping[int, Where], mixing: tuple[int, _Mixing] | None, dtype: torch.dtype) -> Tensor:
+def _pass(value: Tensor, takes: Mapping[int, Where], mixing: tuple[int, Mixing] | None, dtype: torch.dtype) -> Tensor:
     """Take along several axes and mix along one, piece by piece along another."""
     if mixing is None and len(takes) == 1 and dtype == value.dtype:
         ((axis, where),) = takes.items()
-        return _at(value, axis, where).clone(memory_format=torch.contiguous_format) if isinstance(where, slice) else (
-            value.index_select(axis, where))  # fmt: skip
+        part = selected(value, axis, where)
+        return part.clone(memory_format=torch.contiguous_format) if isinstance(where, slice) else part
     shape = list(value.shape)
     for axis, where in takes.items():
         shape[axis] = where.stop - where.start if isinstance(where, slice) else where.numel()
@@ -245,166 +243,13 @@ def _pass(value: Tensor, takes: Mapping[int, Where], mixing: tuple[int, _Mixing]
             where = takes.get(free, slice(0, length))
             start = where.start if isinstance(where, slice) else 0
             many = slice(start + low, start + min(low + step, length))
-            piece = _at(value, free, many if isinstance(where, slice) else where[many])
+            piece = selected(value, free, many if isinstance(where, slice) else where[many])
             target = out.narrow(free, low, min(step, length - low))
         for axis, where in takes.items():
             if axis != free:
-                piece = _at(piece, axis, where)
+                piece = selected(piece, axis, where)
         if mixing is None:
             target.copy_(piece)
         else:
             mixing[1](piece, target, mixing[0])
     return out
-
-
-class _Part(NamedTuple):
-    """One location's share of what is mixed.
-
-    Attributes:
-        matrix: T, or its rows for the units that go, or the factors of the units that stay.
-        source: positions of what it combines.
-        goal: positions of the result.
-        own: positions of what is added to the combination: the units that stay, where each stands for itself.
-    """
-
-    matrix: Tensor
-    source: Where
-    goal: Where
-    own: Where | None = None
-
-
-@dataclass(frozen=True)
-class _Mixing:
-    """What is mixed along one axis, in positions before and after; the rest is copied.
-
-    Attributes:
-        size: entries after.
-        rest: positions of what is copied, before and after.
-        parts: what is mixed.
-    """
-
-    size: int
-    rest: tuple[Where, Where]
-    parts: tuple[_Part, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the result."""
-        return max((part.matrix.dtype for part in self.parts), key=lambda kind: torch.finfo(kind).bits)
-
-    def __call__(self, old: Tensor, new: Tensor, axis: int) -> None:
-        """Fill `new` from `old`, which agree but for the axis that is mixed."""
-        before, after = self.rest
-        _put(new, axis, after, _at(old, axis, before))
-        for part in self.parts:
-            matrix = part.matrix
-            units = _at(old, axis, part.source).to(matrix.dtype).movedim(axis, 0)
-            rest = units.shape[1:]
-            if matrix.dim() == 1:
-                product = units.reshape(matrix.numel(), -1, *rest) * matrix.reshape(-1, *[1] * units.dim())
-            elif part.own is None:
-                product = matrix.T @ units.reshape(matrix.shape[0], -1)
-            else:
-                own = _at(old, axis, part.own).to(matrix.dtype).movedim(axis, 0)
-                product = torch.addmm(own.reshape(matrix.shape[1], -1), matrix.T, units.reshape(len(matrix), -1))
-            _put(new, axis, part.goal, product.reshape(-1, *rest).movedim(0, axis))
-
-
-class _Layout:
-    """Which entries of the dense axis are left, and where they are now.
-
-    Attributes:
-        slots: the dense entries that are left, ascending; entry slots[i] is at position i.
-    """
-
-    def __init__(self, slots: Tensor) -> None:
-        self.slots = slots
-        self._touched = torch.zeros(int(slots[-1]) + 1 if slots.numel() else 0, dtype=torch.bool)
-
-    def take(self, edits: Sequence[Take]) -> Where:
-        """Carry out the Takes; gives the positions to select."""
-        source = torch.arange(self._touched.numel())
-        left = self._left()
-        for edit in edits:
-            entries = self._entries(edit.at, edit.units)
-            indices = edit.indices.cpu()
-            left[entries] = False
-            goal = entries[indices.sort().values]
-            left[goal] = True
-            source[goal] = entries[indices]
-        taken = left.nonzero().flatten()
-        selected = self._positions()[source[taken]]
-        self.slots = taken
-        return _where(selected)
-
-    def mix(self, edits: Sequence[Mix], value: Tensor) -> _Mixing:
-        """Carry out the Mixes."""
-        before, left, mixed = self._positions(), self._left(), torch.zeros_like(self._touched)
-        found = []
-        for edit in edits:
-            entries = edit.entries
-            self._entries(edit.at, entries.shape[0])
-            goal = entries[edit.places].flatten()
-            found.append((edit, entries, goal))
-            left[entries], mixed[entries] = False, True
-            left[goal] = True
-        self.slots = left.nonzero().flatten()
-        after = self._positions()
-        rest = self.slots[~mixed[self.slots]]
-        parts = []
-        for edit, entries, goal in found:
-            matrix, source, own = edit.matrix, goal if edit.matrix.dim() == 1 else entries.flatten(), None
-            kept = (edit.places[:, None] * edit.block + torch.arange(edit.block)).flatten()
-            if matrix.dim() == 2:
-                gone = changed(matrix, kept.to(matrix.device)).cpu()
-                if len(gone) and len(gone) + len(kept) == len(matrix):  # a unit that stays stands for itself
-                    each = source.reshape(len(matrix), -1)
-                    matrix, source, own = (
-                        matrix[gone],
-                        each[gone].flatten(),
-                        _where(before[each[kept].flatten()], value),
-                    )
-            parts.append(_Part(matrix.to(value.device), _where(before[source], value), _where(after[goal], value), own))
-        return _Mixing(self.slots.numel(), (_where(before[rest], value), _where(after[rest], value)), tuple(parts))
-
-    def _left(self) -> Tensor:
-        left = torch.zeros_like(self._touched)
-        left[self.slots] = True
-        return left
-
-    def _positions(self) -> Tensor:
-        """Of every dense entry, where it is; −1 if it is gone."""
-        found = torch.full(self._touched.shape, -1)
-        found[self.slots] = torch.arange(self.slots.numel())
-        return found
-
-    def _entries(self, at: Location, units: int) -> Tensor:
-        """The entries of a location, which must be there and no other edit's."""
-        entries = at.entries(units)
-        assert int(entries.max()) < self._touched.numel(), f"an edit goes beyond axis {at.axis} of {at.tensor}"
-        assert not bool(self._touched[entries].any()), f"two edits change the same entries of {at.tensor}"
-        assert bool(self._left()[entries].all()), f"an edit changes entries of {at.tensor} that are gone"
-        self._touched[entries] = True
-        return entries
-
-
-def _where(positions: Tensor, value: Tensor | None = None) -> Where:
-    """Positions as a slice if they follow each other, since that needs no copy; else on the device of `value`."""
-    first = int(positions[0]) if positions.numel() else 0
-    if torch.equal(positions, torch.arange(first, first + positions.numel())):
-        return slice(first, first + positions.numel())
-    return positions if value is None else positions.to(value.device)
-
-
-def _at(value: Tensor, axis: int, where: Where) -> Tensor:
-    if isinstance(where, slice):
-        return value.narrow(axis, where.start, where.stop - where.start)
-    return value.index_select(axis, where)
-
-
-def _put(value: Tensor, axis: int, where: Where, new: Tensor) -> None:
-    """Write into places along an axis, rounding to the precision there."""
-    if isinstance(where, slice):
-        value.narrow(axis, where.start, where.stop - where.start).copy_(new)
-    else:
-        value.index_copy_(axis, where, new.to(value.dtype))

@@ -1,0 +1,174 @@
+"""Where the entries of an axis that is cut lie, before and after, and how they are combined there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from coreprune.maths.lowrank import changed
+from coreprune.model.site import Location
+
+if TYPE_CHECKING:
+    from coreprune.surgery.edits import Mix, Take
+
+__all__ = ["Layout", "Mixing", "Where", "places", "selected"]
+
+Where = slice | Tensor
+
+
+class _Part(NamedTuple):
+    """One location's share of what is mixed.
+
+    Attributes:
+        matrix: T, or its rows for the units that go, or the factors of the units that stay.
+        source: positions of what it combines.
+        goal: positions of the result.
+        own: positions of what is added to the combination: the units that stay, where each stands for itself.
+    """
+
+    matrix: Tensor
+    source: Where
+    goal: Where
+    own: Where | None = None
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What is mixed along one axis, in positions before and after; the rest is copied.
+
+    Attributes:
+        size: entries after.
+        rest: positions of what is copied, before and after.
+        parts: what is mixed.
+    """
+
+    size: int
+    rest: tuple[Where, Where]
+    parts: tuple[_Part, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the result."""
+        return max((part.matrix.dtype for part in self.parts), key=lambda kind: torch.finfo(kind).bits)
+
+    def __call__(self, old: Tensor, new: Tensor, axis: int) -> None:
+        """Fill `new` from `old`, which agree but for the axis that is mixed."""
+        before, after = self.rest
+        _put(new, axis, after, selected(old, axis, before))
+        for part in self.parts:
+            matrix = part.matrix
+            units = selected(old, axis, part.source).to(matrix.dtype).movedim(axis, 0)
+            rest = units.shape[1:]
+            if matrix.dim() == 1:
+                product = units.reshape(matrix.numel(), -1, *rest) * matrix.reshape(-1, *[1] * units.dim())
+            elif part.own is None:
+                product = matrix.T @ units.reshape(matrix.shape[0], -1)
+            else:
+                own = selected(old, axis, part.own).to(matrix.dtype).movedim(axis, 0)
+                product = torch.addmm(own.reshape(matrix.shape[1], -1), matrix.T, units.reshape(len(matrix), -1))
+            _put(new, axis, part.goal, product.reshape(-1, *rest).movedim(0, axis))
+
+
+class Layout:
+    """Which entries of the dense axis are left, and where they are now.
+
+    Attributes:
+        slots: the dense entries that are left, ascending; entry slots[i] is at position i.
+    """
+
+    def __init__(self, slots: Tensor) -> None:
+        self.slots = slots
+        self._touched = torch.zeros(int(slots[-1]) + 1 if slots.numel() else 0, dtype=torch.bool)
+
+    def take(self, edits: Sequence[Take]) -> Where:
+        """Carry out the Takes; gives the positions to select."""
+        source = torch.arange(self._touched.numel())
+        left = self._left()
+        for edit in edits:
+            entries = self._entries(edit.at, edit.units)
+            indices = edit.indices.cpu()
+            left[entries] = False
+            goal = entries[indices.sort().values]
+            left[goal] = True
+            source[goal] = entries[indices]
+        taken = left.nonzero().flatten()
+        found = self._positions()[source[taken]]
+        self.slots = taken
+        return places(found)
+
+    def mix(self, edits: Sequence[Mix], value: Tensor) -> Mixing:
+        """Carry out the Mixes."""
+        before, left, mixed = self._positions(), self._left(), torch.zeros_like(self._touched)
+        found = []
+        for edit in edits:
+            entries = edit.entries
+            self._entries(edit.at, entries.shape[0])
+            goal = entries[edit.places].flatten()
+            found.append((edit, entries, goal))
+            left[entries], mixed[entries] = False, True
+            left[goal] = True
+        self.slots = left.nonzero().flatten()
+        after = self._positions()
+        rest = self.slots[~mixed[self.slots]]
+        parts = []
+        for edit, entries, goal in found:
+            matrix, source, own = edit.matrix, goal if edit.matrix.dim() == 1 else entries.flatten(), None
+            kept = (edit.places[:, None] * edit.block + torch.arange(edit.block)).flatten()
+            if matrix.dim() == 2:
+                gone = changed(matrix, kept.to(matrix.device)).cpu()
+                if len(gone) and len(gone) + len(kept) == len(matrix):  # a unit that stays stands for itself
+                    each = source.reshape(len(matrix), -1)
+                    matrix, source, own = (
+                        matrix[gone],
+                        each[gone].flatten(),
+                        places(before[each[kept].flatten()], value),
+                    )
+            parts.append(_Part(matrix.to(value.device), places(before[source], value), places(after[goal], value), own))
+        return Mixing(self.slots.numel(), (places(before[rest], value), places(after[rest], value)), tuple(parts))
+
+    def _left(self) -> Tensor:
+        left = torch.zeros_like(self._touched)
+        left[self.slots] = True
+        return left
+
+    def _positions(self) -> Tensor:
+        """Of every dense entry, where it is; −1 if it is gone."""
+        found = torch.full(self._touched.shape, -1)
+        found[self.slots] = torch.arange(self.slots.numel())
+        return found
+
+    def _entries(self, at: Location, units: int) -> Tensor:
+        """The entries of a location, which must be there and no other edit's."""
+        entries = at.entries(units)
+        assert int(entries.max()) < self._touched.numel(), f"an edit goes beyond axis {at.axis} of {at.tensor}"
+        assert not bool(self._touched[entries].any()), f"two edits change the same entries of {at.tensor}"
+        assert bool(self._left()[entries].all()), f"an edit changes entries of {at.tensor} that are gone"
+        self._touched[entries] = True
+        return entries
+
+
+def places(positions: Tensor, value: Tensor | None = None) -> Where:
+    """Positions as a slice if they follow each other, since that needs no copy; else on the device of `value`."""
+    first = int(positions[0]) if positions.numel() else 0
+    if torch.equal(positions, torch.arange(first, first + positions.numel())):
+        return slice(first, first + positions.numel())
+    return positions if value is None else positions.to(value.device)
+
+
+def selected(value: Tensor, axis: int, where: Where) -> Tensor:
+    """Positions of an axis; a view where they follow each other."""
+    if isinstance(where, slice):
+        return value.narrow(axis, where.start, where.stop - where.start)
+    return value.index_select(axis, where)
+
+
+def _put(value: Tensor, axis: int, where: Where, new: Tensor) -> None:
+    """Write into places along an axis, rounding to the precision there."""
+    if isinstance(where, slice):
+        value.narrow(axis, where.start, where.stop - where.start).copy_(new)
+    else:
+        value.index_copy_(axis, where, new.to(value.dtype))
