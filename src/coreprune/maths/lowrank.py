@@ -123,7 +123,7 @@ def replacement(G: LowRank, kept: Tensor, ridge: float | None = None) -> Tensor:
 
 
 def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor) -> float:
-    """tr W Cov(e) Wᵀ, e = h − T h_S, for any T, (n, k): what of e is common, and what is each unit's own."""
+    """Tr W Cov(e) Wᵀ, e = h − T h_S, for any T, (n, k): what of e is common, and what is each unit's own."""
     at = changed(T, kept)
     W, T = W[:, at], T[at]
     through = W @ (G.factor[at] - T @ G.factor[kept])
