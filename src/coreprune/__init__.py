@@ -6,6 +6,9 @@ from coreprune.maths.methods import METHODS
 from coreprune.plan import Plan
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
+from coreprune.priors.generated import Generated
+from coreprune.priors.matched import Matched
+from coreprune.priors.text import Text
 from coreprune.result import Pruned, load
 
 __version__ = "0.1.0"
@@ -15,8 +18,11 @@ __all__ = [
     "CorepruneError",
     "Data",
     "Gaussian",
+    "Generated",
+    "Matched",
     "Plan",
     "Pruned",
+    "Text",
     "apply",
     "inspect",
     "load",

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from coreprune.budget import Remove
 from coreprune.engine.equivalence import require
+from coreprune.engine.inputs import Prior, drawn, prior_of
 from coreprune.engine.local import Progress
 from coreprune.engine.measure import measured
-from coreprune.engine.network import prior_of, probes
 from coreprune.engine.verify import Verification, certify
 from coreprune.errors import InvalidInputError
 from coreprune.io.configs import write_fields
@@ -68,7 +68,7 @@ def plan(
     budget: Mapping[str, float | str] | None = None,
     draws: Mapping[str, int] | None = None,
     method: str = "kernel",
-    prior: Gaussian | Data | None = None,
+    prior: Prior | str | None = None,
     data: Iterable[Any] | None = None,
     reweight: bool = False,
     ignore: Iterable[str] = (),
@@ -92,7 +92,10 @@ def plan(
             the relative error of the outputs that the prior predicts.
         draws: the paper's draws with replacement, by site name or glob; the survivors are fewer. Only for "sampling".
         method: a key of `coreprune.METHODS`.
-        prior: the law of the inputs; default `Gaussian()`, mean 0 and standard deviation β/√d.
+        prior: where the moments of the units come from: a value such as `Gaussian(std=0.5)` or `Generated(8192)`, or a
+            name: "noise", "matched" (images matched to the BatchNorms' statistics), "text" (a generic text),
+            "generated" (text that a causal language model writes itself). By default, "auto", what suits the
+            network; `Gaussian()`, mean 0 and standard deviation β/√d, for a stack.
         data: a loader of inputs to measure on instead, short for ``prior=Data(loader)``.
         reweight: give the units that another method chose their least-squares weights under the prior.
         ignore: sites to leave whole, by name, glob or ``re:``.
@@ -196,7 +199,7 @@ def prune(
     budget: Mapping[str, float | str] | None = None,
     draws: Mapping[str, int] | None = None,
     method: str = "kernel",
-    prior: Gaussian | Data | None = None,
+    prior: Prior | str | None = None,
     data: Iterable[Any] | None = None,
     reweight: bool = False,
     ignore: Iterable[str] = (),
@@ -319,5 +322,5 @@ def _measured(
     if prior is None:
         prior = Gaussian.from_json(recipe["prior_values"]) if recipe.get("prior_values") else Gaussian()
     graph = discover(model, rebuilt(recipe["inputs"]), recipe.get("capture", "auto")).graphs[0]
-    drawn = probes(graph, prior, samples, seed)
-    return measured(model, small, drawn, prior=prior_of(prior), samples=samples, delta=delta, data_used=False)
+    batches = drawn(graph, prior, samples, seed)
+    return measured(model, small, batches, prior=prior_of(prior), samples=samples, delta=delta, data_used=False)

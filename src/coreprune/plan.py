@@ -112,6 +112,8 @@ class Plan:
         cuts: one for each site that shrinks.
         recipe: how the plan came about (method, prior, seed, what was asked): enough to make it again.
         shapes: shapes of the dense tensors, by name, which `apply` compares.
+        shifts: what is added to statistics of the dense network, by tensor, each of the tensor's shape: see
+            `coreprune.engine.correction`.
 
     Example:
         >>> plan = Plan((), {"method": "sampling"}, {"0.weight": (3, 2)})
@@ -122,16 +124,26 @@ class Plan:
     cuts: tuple[Cut, ...]
     recipe: Mapping[str, Any]
     shapes: Mapping[str, Shape]
+    shifts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def edits(self, tensors: Mapping[str, Tensor]) -> list[Edit]:
-        """All edits for the dense network's tensors: first those of the readers, as these read the dense weights."""
+        """All edits for the dense network's tensors.
+
+        Statistics first, while they have their dense shape, then the readers, as these read the dense weights.
+        """
+        shifts: list[Edit] = [Add(name, vector) for name, vector in self.shifts.items()]
         edits = [edit for cut in self.cuts for edit in cut.reading(tensors)]
         made = {edit.tensor for edit in edits if isinstance(edit, Add)}
-        return [*edits, *(edit for cut in self.cuts for edit in cut.owning(tensors, made))]
+        return [*shifts, *edits, *(edit for cut in self.cuts for edit in cut.owning(tensors, made))]
+
+    def shifted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The dense network's tensors with the statistics that the cut network has, in the precision of the shifts."""
+        return {**tensors, **{name: Add(name, vector)(tensors[name]) for name, vector in self.shifts.items()}}
 
     def to(self, dtype: torch.dtype) -> Plan:
         """The plan with its matrices in another precision, in which the edits are then computed."""
-        return replace(self, cuts=tuple(cut.to(dtype) for cut in self.cuts))
+        shifts = {name: vector.to(dtype) for name, vector in self.shifts.items()}
+        return replace(self, cuts=tuple(cut.to(dtype) for cut in self.cuts), shifts=shifts)
 
     @property
     def kept(self) -> dict[str, int]:
@@ -146,6 +158,12 @@ class Plan:
                 raise CheckpointError(
                     f"the plan was made for a network whose {name} is {tuple(shape)}, but {found}: "
                     "apply it to the network it was made for"
+                )
+        for name, vector in self.shifts.items():
+            if tuple(shapes.get(name, ())) != tuple(vector.shape) or name not in shapes:
+                raise CheckpointError(
+                    f"the plan corrects {name}, {tuple(vector.shape)}, which the network does not have in that shape: "
+                    "the plan is damaged, make it again"
                 )
         taken: dict[tuple[str, int], Tensor] = {}
         for cut in self.cuts:
@@ -171,6 +189,7 @@ class Plan:
                 tuple(_read_cut(cut, tensors) for cut in body["cuts"]),
                 body["recipe"],
                 {name: tuple(shape) for name, shape in body["shapes"].items()},
+                {name: tensors[f"{name}/shift"] for name in body.get("shifts", ())},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the plan in {path} is damaged ({error!r}): make it again") from error
@@ -179,11 +198,12 @@ class Plan:
         return {
             "recipe": dict(self.recipe),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "shifts": sorted(self.shifts),
             "cuts": [{"site": cut.site.to_json(), "evidence": dict(cut.evidence)} for cut in self.cuts],
         }
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
+        tensors = {f"{name}/shift": vector for name, vector in self.shifts.items()}
         for cut in self.cuts:
             tensors[f"{cut.site.name}/kept"] = cut.kept
             first = cut.coresets[0]

@@ -6,23 +6,28 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
+from coreprune.engine.correction import corrections
+from coreprune.engine.inputs import PRIORS, Prior, automatic, inputs, prior_of, settled
 from coreprune.engine.local import Progress, Request, curves, decide
-from coreprune.engine.network import decide_network, network_curves, prior_of
-from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.engine.network import Survey, decide_network, surveyed
+from coreprune.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
 from coreprune.model.capture import described
+from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
 from coreprune.plan import Cut, Plan
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
+from coreprune.report.evidence import kept_of_curve
+from coreprune.report.recipe import versions
 
 __all__ = ["Wish", "check_finite", "decided", "radius_of"]
 
@@ -36,7 +41,7 @@ class Wish:
     budget: Mapping[str, float | str] | None
     draws: Mapping[str, int] | None
     method: str
-    prior: Gaussian | Data | None
+    prior: Prior | str | None
     data: Iterable[Any] | None
     reweight: bool
     ignore: Iterable[str]
@@ -48,12 +53,14 @@ class Wish:
     seed: int
     progress: Progress | None
 
-    @property
-    def law(self) -> Gaussian | Data:
-        """Where the law of the units comes from."""
+    def law(self, model: nn.Module, found: Inspection) -> Prior:
+        """Where the law of the units comes from: what is asked for, or what suits the network."""
         if self.data is not None:
             return Data(self.data)
-        return self.prior if self.prior is not None else Gaussian()
+        if self.prior is not None and self.prior != "auto":
+            return PRIORS[self.prior]() if isinstance(self.prior, str) else self.prior
+        needed = method_named(self.method).law or self.reweight
+        return automatic(model, found.graphs[0]) if found.graphs and needed else Gaussian()
 
 
 def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> Plan:
@@ -68,9 +75,10 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     _check_sites(model, found)
     tensors = tensors_of(model)
     check_finite(model.state_dict())
-    law, radius = wish.law, radius_of(wish.radius, found.features)
+    law, seen = _observed(model, found, wish)
+    radius = radius_of(wish.radius, found.features)
     request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress)
-    kept = _widths(model, found, tensors, wish, request)
+    kept, errors, survey = _widths(model, seen, tensors, wish, request)
     drawn = draws_of(found, wish.draws or {}, kept, wish.ignore)
     cuts: tuple[Cut, ...]
     if not found.graphs:
@@ -78,8 +86,42 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     elif drawn:
         raise InvalidInputError("draws= was asked of a network that is no stack: use units= or remove=")
     else:
-        cuts = decide_network(found, tensors, kept, request)
-    return Plan(cuts, _recipe(found, example_inputs, wish, radius, drawn), found.shapes)
+        cuts = decide_network(seen, tensors, kept, request, survey)
+    cuts = tuple(_with_curve(cut, errors) for cut in cuts)
+    shifts: dict[str, Tensor] = {}
+    if found.graphs and (method.law or wish.reweight):
+        shifts = corrections(seen, tensors, cuts, inputs(seen.graphs[0], law, wish.seed))
+    return Plan(cuts, _recipe(found, example_inputs, wish, law, drawn), found.shapes, shifts)
+
+
+def _observed(model: nn.Module, found: Inspection, wish: Wish) -> tuple[Gaussian | Data, Inspection]:
+    """The prior as noise or a loader, and the network as it was captured on inputs of that shape."""
+    prior = wish.law(model, found)
+    if not found.graphs:
+        if not isinstance(prior, (Gaussian, Data)):
+            raise InvalidInputError(
+                f"prior={wish.prior!r} was asked of a stack of Linear layers: give a coreprune.Gaussian or data="
+            )
+        return prior, found
+    law, example = settled(prior, model, found.graphs[0], wish.seed, wish.progress)
+    if example is None:
+        return law, found
+    seen = discover(model, example, wish.capture)
+    missing = {site.name for site in found.sites} - {site.name for site in seen.sites}
+    if missing:
+        raise InvalidInputError(
+            f"{min(missing)} can be cut as example_inputs show it, and not on inputs of the prior's shape: give "
+            "example_inputs of that shape, or prior='noise'"
+        )
+    return law, seen
+
+
+def _with_curve(cut: Cut, errors: Mapping[str, Tensor]) -> Cut:
+    """The cut with some of its site's error curve in its evidence, if there is one."""
+    if cut.site.name not in errors:
+        return cut
+    curve = kept_of_curve(errors[cut.site.name], cut.kept.numel())
+    return replace(cut, evidence={**cut.evidence, "curve": curve})
 
 
 def _words(value: Iterable[str]) -> tuple[str, ...]:
@@ -88,19 +130,21 @@ def _words(value: Iterable[str]) -> tuple[str, ...]:
 
 def _widths(
     model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], wish: Wish, request: Request
-) -> dict[str, int]:
-    """Units to keep, by site."""
+) -> tuple[dict[str, int], Mapping[str, Tensor], Survey | None]:
+    """Units to keep, by site, and where a budget is shared out by error the curves and what they were observed from."""
     shares: dict[str, Any] = {name: getattr(wish, name) for name in ("ignore", "kinds", "uniform", "round_to")}
     if wish.uniform == "config":
         shares |= _configured(model, found, wish)
     by_error = isinstance(wish.remove, numbers.Real) and float(wish.remove) > 0 and request.method.law
     if wish.budget is None and not by_error:
         if wish.remove is None and wish.units is None:
-            return {}
-        return widths(found, remove=wish.remove, units=wish.units, **shares)
+            return {}, {}, None
+        return widths(found, remove=wish.remove, units=wish.units, **shares), {}, None
     left = wish.budget if wish.budget is not None else {"params": _left(wish.remove)}
-    errors = network_curves(found, tensors, request) if found.graphs else curves(model, found, tensors, request)
-    return allocate(found, errors, left, itemsize=next(iter(tensors.values())).element_size(), **shares)
+    survey = surveyed(found, tensors, request) if found.graphs else None
+    errors = curves(model, found, tensors, request) if survey is None else survey.curves
+    itemsize = next(iter(tensors.values())).element_size()
+    return allocate(found, errors, left, itemsize=itemsize, **shares), errors, survey
 
 
 def _configured(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, Any]:
@@ -128,10 +172,10 @@ def _configured(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, An
 
 
 def _recipe(
-    found: Inspection, example_inputs: Any, wish: Wish, radius: float, drawn: Mapping[str, int]
+    found: Inspection, example_inputs: Any, wish: Wish, law: Gaussian | Data, drawn: Mapping[str, int]
 ) -> dict[str, Any]:
     """Enough to make the plan again, as plain data."""
-    law = wish.law
+    radius = radius_of(wish.radius, found.features)
     return {
         "method": wish.method,
         "reweight": wish.reweight,
@@ -151,6 +195,9 @@ def _recipe(
         "data_used": law.data_used,
         "capture": wish.capture,
         "inputs": described(example_inputs) if found.graphs else None,
+        "sites": [[site.name, site.kind, site.units, site.activation] for site in found.sites],
+        "refused": [[refusal.name, refusal.reason] for refusal in found.refused],
+        "versions": versions(),
     }
 
 
@@ -176,8 +223,10 @@ def _check(wish: Wish) -> None:
             raise InvalidInputError(f"{name}={value!r} was asked: give a dict with names as keys, such as {{'0': 150}}")
     if isinstance(wish.remove, Mapping) and not (wish.remove and all(isinstance(k, str) for k in wish.remove)):
         raise InvalidInputError(f"remove={wish.remove!r} was asked: give a fraction, or a dict with sites as keys")
-    if wish.prior is not None and not isinstance(wish.prior, (Gaussian, Data)):
-        raise InvalidInputError(f"prior={wish.prior!r} was given: give a coreprune.Gaussian or a coreprune.Data")
+    if isinstance(wish.prior, str) and wish.prior not in {"auto", *PRIORS}:
+        raise UnknownNameError(f"prior={wish.prior!r} was asked: there are auto, {', '.join(PRIORS)}")
+    if wish.prior is not None and not isinstance(wish.prior, (str, *get_args(Prior))):
+        raise InvalidInputError(f"prior={wish.prior!r} was given: give a name, a coreprune.Gaussian or another prior")
     if wish.data is not None and not isinstance(wish.data, Iterable):
         raise InvalidInputError(f"data={wish.data!r} was given: give a loader, or a list of batches")
     if wish.uniform not in {True, False, "config"}:

@@ -252,7 +252,7 @@ def examine(name: str, place: Path, loader: Loader) -> Row:
     if not found.sites:
         row.seconds = time.perf_counter() - start
         with pytest.raises(UnsupportedModelError, match="no layer that can be cut") as refusal:
-            cp.prune(model, given, remove={"*": 0.5})
+            cp.prune(model, given, remove={"*": 0.5}, prior="noise")
         assert all(words in str(refusal.value) for words in WHOLE[name])
         return row
     start = time.perf_counter()
@@ -263,7 +263,7 @@ def examine(name: str, place: Path, loader: Loader) -> Row:
         return differences[-1]
 
     with patch.object(api, "require", measured):
-        small = cp.prune(model, given, remove={"*": 0.5})
+        small = cp.prune(model, given, remove={"*": 0.5}, prior="noise")
     row.seconds = time.perf_counter() - start
     (row.worst,) = differences
     row.removed = 1 - small.parameters / small.dense_parameters

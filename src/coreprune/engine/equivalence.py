@@ -95,23 +95,23 @@ def check(
         UnsupportedModelError: the small module does not run, or its outputs have other shapes.
     """
     coresets = _coresets(found, plan)
+    dense = plan.shifted(tensors_of(dense_model))
     worst = 0.0
     with evaluating(dense_model, small_model), torch.no_grad(), _plain_attention():
         for index, captured in enumerate(found.graphs):
             pairs = [(tap, coreset) for tap, coreset in coresets if tap.graph == index]
-            worst = max(worst, _difference(dense_model, small_model, captured, pairs, tensors64))
+            worst = max(worst, _difference(dense, small_model, captured, pairs, tensors64))
     return worst
 
 
 def _difference(
-    dense_model: nn.Module,
+    dense: Mapping[str, Tensor],
     small_model: nn.Module,
     captured: Captured,
     pairs: Sequence[tuple[Tap, Coreset]],
     tensors64: Mapping[str, Tensor],
 ) -> float:
     """The comparison of one graph: see `check`."""
-    dense = tensors_of(dense_model)
 
     def masked(arguments: Arguments) -> list[Any]:
         hook = _hook(pairs)

@@ -7,65 +7,29 @@ can be decided in any order and anywhere.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from coreprune.engine.inputs import forced, inputs
 from coreprune.engine.local import Request, generator_for
 from coreprune.engine.observe import Observed, moments
-from coreprune.engine.probes import batch_size, fits, fitting, synthesise
 from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.lowrank import about_zero
 from coreprune.maths.readers import Reading, choose, energy, error, kept_of, pooled_energy, replace_for, spread
 from coreprune.maths.select import Path
 from coreprune.maths.shrink import shrunk
-from coreprune.model.capture import Captured, first_line
+from coreprune.model.capture import first_line
 from coreprune.model.site import Inspection, Location, Maker, Reader, Site
 from coreprune.plan import Cut
-from coreprune.priors.data import Data
-from coreprune.priors.gaussian import Gaussian
 
-__all__ = ["Survey", "cut_site", "decide_network", "network_curves", "prior_of", "probes", "surveyed"]
+__all__ = ["Survey", "cut_site", "decide_network", "network_curves", "surveyed"]
 
-#: Where there are no data: tokens or vectors that are drawn, pixels that are drawn, and the fewest inputs. Deep in a
-#: convolutional net few positions are left of an image, which is why it takes more of them.
-POSITIONS, PIXELS, PROBES = 4096, 2**16, 8
-#: inputs and pixels that are run together, if the network takes batches of that size
-TOGETHER, AREA = 4, 2**18
 _DOUBLE = 1024  # entries of a site up to which everything is computed in float64
-
-
-def prior_of(prior: Gaussian | Data) -> str:
-    """The prior in words, for a network that is no stack."""
-    if isinstance(prior, Data):
-        return "measured on the data given, in the dense network"
-    mean = prior.mean if isinstance(prior.mean, float) else 0.0
-    std = prior.std if isinstance(prior.std, float) else 1.0
-    return (
-        f"random inputs (numbers N({mean:g}, {std:g}²), tokens uniform) through the dense network, "
-        "BatchNorm on their own statistics"
-    )
-
-
-def probes_of(captured: Captured) -> tuple[int, int]:
-    """How many inputs to draw, and how many of them to run together.
-
-    The fewest with POSITIONS tokens or vectors, or with PIXELS pixels where the input is an image, but PROBES at least.
-    """
-    first = next((v for v in pytree.tree_leaves(captured.arguments) if isinstance(v, Tensor) and v.dim()), None)
-    if first is None:
-        return PROBES, TOGETHER
-    image = first.is_floating_point() and first.dim() > 3
-    inner = first.shape[2:] if image else first.shape[1:-1] if first.is_floating_point() else first.shape[1:]
-    each = max(math.prod(inner), 1)
-    count = max(PROBES, -(-(PIXELS if image else POSITIONS) // each))
-    return count, min(count, max(TOGETHER, AREA // each))
 
 
 @dataclass(frozen=True)
@@ -195,9 +159,9 @@ def _observe(
 ) -> dict[str, tuple[Observed, ...]]:
     """Moments at every reader of the sites, in one pass."""
     taps = [taps for site in sites for taps in found.taps[site.name]]
-    batches = list(_inputs(found, request))
+    batches = list(inputs(found.graphs[0], request.prior, request.seed))
     try:
-        found_moments = moments(found.graphs, tensors, taps, batches, batch_statistics=not request.prior.data_used)
+        found_moments = moments(found.graphs, tensors, taps, batches, batch_statistics=forced(request.prior))
     except (RuntimeError, IndexError, TypeError) as error:
         if not request.prior.data_used:
             raise
@@ -207,27 +171,6 @@ def _observe(
         ) from error
     seen = iter(found_moments)
     return {site.name: tuple(next(seen) for _ in found.taps[site.name]) for site in sites}
-
-
-def probes(
-    captured: Captured, prior: Gaussian, count: int, seed: int, together: int = TOGETHER
-) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Batches of at least `count` inputs that are drawn: numbers from the prior, tokens evenly."""
-    if isinstance(prior.mean, Tensor) or isinstance(prior.std, Tensor):
-        raise InvalidInputError("a prior per feature was given: for a network that is no stack give numbers, or data=")
-    size = max(batch_size(captured), 1)
-    batch = size if size >= together or not fits(captured, together) else together
-    std = 1.0 if prior.std is None else float(prior.std)
-    yield from synthesise(captured, -(-count // batch), seed, float(prior.mean), std, batch=batch)
-
-
-def _inputs(found: Inspection, request: Request) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    if isinstance(request.prior, Data):
-        for call in request.prior.calls():
-            yield from fitting(found.graphs[0], call)
-    else:
-        count, together = probes_of(found.graphs[0])
-        yield from probes(found.graphs[0], request.prior, count, request.seed, together)
 
 
 def _readings(site: Site, tensors: Mapping[str, Tensor], seen: tuple[Observed, ...]) -> list[Reading]:

@@ -148,7 +148,7 @@ def synthesise(
     """
     generator = torch.Generator().manual_seed(seed)
     leaves, spec = pytree.tree_flatten(captured.arguments)
-    own, named = batch_size(captured), _tables(captured)
+    own, named = batch_size(captured), token_tables(captured)
     tables = {id(leaf): named[name] for name, leaf in zip(captured.inputs, leaves, strict=True) if name in named}
     for _ in range(count):
         new: dict[int, Any] = {}  # a tensor that is given twice is one to the exporter
@@ -169,7 +169,7 @@ _SAME = {"view", "reshape", "to", "_to_copy", "clone", "contiguous", "unsqueeze"
          "flatten", "detach", "alias", "select", "transpose", "permute", "_unsafe_view", "lift_fresh_copy"}  # fmt: skip
 
 
-def _tables(captured: Captured) -> dict[str, int]:
+def token_tables(captured: Captured) -> dict[str, int]:
     """Inputs that are indices into an embedding → rows of the (smallest) table."""
     found: dict[str, int] = {}
     for node in captured.graph.graph.nodes:

@@ -16,7 +16,7 @@ from coreprune.maths.streaming import Stream
 from coreprune.model.site import Site
 from coreprune.surgery.apply import install, spared_copy
 
-__all__ = ["Data"]
+__all__ = ["Data", "Drawn"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,14 @@ class Data:
         """True."""
         return True
 
+    @property
+    def said(self) -> str:
+        """Where the inputs come from, in words."""
+        return "measured on the data given"
+
     def named(self, features: int, radius: float) -> str:
         """The prior in words."""
-        return "measured on the data given" + ("" if self.sequential else ", in one pass")
+        return self.said + ("" if self.sequential else ", in one pass")
 
     def law(self, model: nn.Module, site: Site, dense: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Law:
         """The law of one site's units, dense and as they are now.
@@ -100,6 +105,34 @@ class Data:
                 "the data yielded no inputs: give a loader with at least one batch that can be read more than once "
                 "(a list or a DataLoader), or Data(loader, sequential=False)"
             )
+
+
+@dataclass(frozen=True)
+class Drawn(Data):
+    """Inputs that a prior has drawn, as (args, kwargs): measured on like data, and none.
+
+    Attributes:
+        source: where they come from, in words.
+        forced: BatchNorms are to use the statistics of these inputs and not their own, as where the inputs agree with
+            them only nearly.
+    """
+
+    source: str = "inputs drawn"
+    forced: bool = False
+
+    @property
+    def data_used(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def said(self) -> str:
+        """Where the inputs come from, in words."""
+        return self.source
+
+    def calls(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """The loader's entries, which are (args, kwargs) already."""
+        yield from self.loader
 
 
 def _in_place_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -1,0 +1,194 @@
+"""The inputs that a captured network is observed on: which prior, drawn or out of a loader, cut to what it can take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from coreprune.engine.local import Progress
+from coreprune.engine.observe import Arguments, run
+from coreprune.engine.probes import batch_size, fits, fitting, synthesise, token_tables
+from coreprune.errors import InvalidInputError
+from coreprune.model.capture import Captured
+from coreprune.priors.data import Data, Drawn
+from coreprune.priors.gaussian import Gaussian
+from coreprune.priors.generated import Generated, writes
+from coreprune.priors.matched import Matched, matches
+from coreprune.priors.text import Text, reads
+
+__all__ = ["PRIORS", "Prior", "automatic", "drawn", "forced", "inputs", "prior_of", "settled"]
+
+Prior = Gaussian | Data | Generated | Text | Matched
+
+#: name → prior, with its own defaults
+PRIORS: Mapping[str, type[Gaussian | Generated | Text | Matched]] = {
+    "noise": Gaussian,
+    "generated": Generated,
+    "text": Text,
+    "matched": Matched,
+}
+#: floating operations that matching images may cost where nobody asked for it
+AFFORDABLE = 2**42
+
+#: Where there are no data: tokens or vectors that are drawn, pixels that are drawn, and the fewest inputs. Deep in a
+#: convolutional net few positions are left of an image, which is why it takes more of them.
+POSITIONS, PIXELS, PROBES = 4096, 2**16, 8
+#: inputs and pixels that are run together, if the network takes batches of that size
+TOGETHER, AREA = 4, 2**18
+
+
+def prior_of(prior: Gaussian | Data) -> str:
+    """The prior in words, for a network that is no stack."""
+    if isinstance(prior, Data):
+        return f"{prior.said}, in the dense network"
+    mean = prior.mean if isinstance(prior.mean, float) else 0.0
+    std = prior.std if isinstance(prior.std, float) else 1.0
+    return (
+        f"random inputs (numbers N({mean:g}, {std:g}²), tokens uniform) through the dense network, "
+        "BatchNorm on their own statistics"
+    )
+
+
+def forced(prior: Gaussian | Data) -> bool:
+    """Whether BatchNorms are to use the statistics of what they get, as they were not trained on it."""
+    return prior.forced if isinstance(prior, Drawn) else isinstance(prior, Gaussian)
+
+
+def inputs(captured: Captured, prior: Gaussian | Data, seed: int) -> Iterator[Arguments]:
+    """Batches of the prior that the graph can be run on.
+
+    Args:
+        captured: the graph. prior: noise, or a loader. seed: of the noise.
+    """
+    if isinstance(prior, Data):
+        for call in prior.calls():
+            yield from fitting(captured, call)
+    else:
+        count, together = _numbers(captured)
+        yield from drawn(captured, prior, count, seed, together)
+
+
+def drawn(captured: Captured, prior: Gaussian, count: int, seed: int, together: int = TOGETHER) -> Iterator[Arguments]:
+    """Batches of at least `count` inputs that are drawn: numbers from the prior, tokens evenly."""
+    if isinstance(prior.mean, Tensor) or isinstance(prior.std, Tensor):
+        raise InvalidInputError("a prior per feature was given: for a network that is no stack give numbers, or data=")
+    size = max(batch_size(captured), 1)
+    batch = size if size >= together or not fits(captured, together) else together
+    std = 1.0 if prior.std is None else float(prior.std)
+    yield from synthesise(captured, -(-count // batch), seed, float(prior.mean), std, batch=batch)
+
+
+def _numbers(captured: Captured) -> tuple[int, int]:
+    """How many inputs to draw, and how many of them to run together.
+
+    The fewest with POSITIONS tokens or vectors, or with PIXELS pixels where the input is an image, but PROBES at least.
+    """
+    first = next((v for v in pytree.tree_leaves(captured.arguments) if isinstance(v, Tensor) and v.dim()), None)
+    if first is None:
+        return PROBES, TOGETHER
+    image = first.is_floating_point() and first.dim() > 3
+    inner: torch.Size | tuple[int, ...] = first.shape[1:]
+    if image:
+        inner = first.shape[2:]
+    elif first.is_floating_point():
+        inner = first.shape[1:-1]
+    each = max(math.prod(inner), 1)
+    count = max(PROBES, -(-(PIXELS if image else POSITIONS) // each))
+    return count, min(count, max(TOGETHER, AREA // each))
+
+
+def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Text | Matched:
+    """The prior for a network, where none is asked for.
+
+    A causal language model writes its own text; another network that reads tokens, with a tokenizer beside its
+    weights, reads the generic text; images are matched to BatchNorm statistics where that costs at most AFFORDABLE;
+    all else gets noise.
+    """
+    if token_tables(captured):
+        if writes(model):
+            return Generated()
+        return Text() if reads(model) else Gaussian()
+    if matches(model):
+        prior = Matched()
+        cost = 3 * prior.count * prior.steps * _operations(captured) / max(batch_size(captured), 1)
+        return prior if cost <= AFFORDABLE else Gaussian()
+    return Gaussian()
+
+
+def settled(
+    prior: Prior, model: nn.Module, captured: Captured, seed: int, progress: Progress | None = None
+) -> tuple[Gaussian | Data, Any]:
+    """The prior as noise or a loader, and what to capture the network with where the loader has another shape.
+
+    Args:
+        prior: any. model: not changed. captured: its graph. seed: of what is drawn. progress: of drawing.
+
+    Returns:
+        The prior, and example inputs or None.
+    """
+    if isinstance(prior, Matched):
+        return Drawn(prior.draw(model, captured.arguments, seed, progress), False, prior.said, True), None
+    if not isinstance(prior, (Generated, Text)):
+        return prior, None
+    ids = prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
+    calls = [_with_tokens(captured, part) for part in ids.split(max(2, POSITIONS // ids.shape[1]))]
+    own = isinstance(prior, Text) and prior.data_used
+    law = Data([kwargs or args for args, kwargs in calls]) if own else Drawn(calls, False, prior.said)
+    return law, _with_tokens(captured, ids[:2])
+
+
+def _operations(captured: Captured) -> float:
+    """Floating operations of one forward pass on the example."""
+    nodes = {n.name: n for n in captured.graph.graph.nodes if n.name in captured.states}
+    shapes = {captured.states[name]: node.meta["val"] for name, node in nodes.items()}
+    meta = {name: torch.empty(tuple(v.shape), dtype=v.dtype, device="meta") for name, v in shapes.items()}
+
+    def shape(value: Any) -> Any:
+        return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
+
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:
+            run(captured, meta, pytree.tree_map(shape, captured.arguments))
+    except Exception:  # whatever an operator raises on shapes alone
+        return math.inf
+    return float(counter.get_total_flops())
+
+
+def _with_tokens(captured: Captured, ids: Tensor) -> Arguments:
+    """The example's arguments with other tokens; what has the tokens' shape, such as a mask, follows them.
+
+    Raises:
+        InvalidInputError: nothing among the inputs is tokens, or what goes with them cannot follow.
+    """
+    leaves, spec = pytree.tree_flatten(captured.arguments)
+    named = dict(zip(captured.inputs, leaves, strict=True))
+    names = [name for name in token_tables(captured) if named[name].dim() == 2]
+    name = max(names, key=lambda one: token_tables(captured)[one], default=None)
+    if name is None:
+        raise InvalidInputError("the network reads no tokens, so that text is no prior of it: give prior='noise'")
+    shape = named[name].shape
+
+    def following(value: Any) -> Any:
+        if value is named[name]:
+            return ids.to(value.device, value.dtype)
+        if not isinstance(value, Tensor) or value.shape != shape:
+            return value
+        first = value.flatten()[0]
+        if bool((value == first).all()):
+            return torch.full(ids.shape, first.item(), dtype=value.dtype, device=value.device)
+        if bool((value == torch.arange(shape[1], device=value.device)).all()):
+            return torch.arange(ids.shape[1], dtype=value.dtype, device=value.device).expand(ids.shape)
+        raise InvalidInputError(
+            "an input beside the tokens differs from token to token, so that text cannot be put in their place: "
+            "give example_inputs with the tokens alone, or prior='noise'"
+        )
+
+    result: Arguments = pytree.tree_unflatten([following(v) for v in leaves], spec)
+    return result

@@ -1,0 +1,111 @@
+"""Text as a prior: a generic one that comes with the package, or a file of the user's.
+
+The generic text was written once by SmolLM2-135M-Instruct (Apache-2.0) with `benchmarks/write_text.py`, seed 0, on
+subjects and kinds of writing that a list names. It is no user's data and no training data; that it is a small
+model's prose, in English, is its limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coreprune.errors import InvalidInputError
+
+__all__ = ["Text", "reads"]
+
+GENERIC = Path(__file__).with_name("generic.txt")
+
+
+@dataclass(frozen=True)
+class Text:
+    """The prior of text, as the network's tokenizer cuts it.
+
+    Attributes:
+        path: a plain text file in UTF-8; the generic text that comes with the package if none is given.
+        tokenizer: of `transformers`; by default the one that lies beside the model's weights.
+        tokens: how many to use at most, evenly from the whole text.
+        length: of one sequence, with the tokens that begin and end one.
+    """
+
+    path: str | Path | None = None
+    tokenizer: Any = None
+    tokens: int = 32_768
+    length: int = 64
+
+    @property
+    def data_used(self) -> bool:
+        """Whether a file of the user's is read."""
+        return self.path is not None
+
+    @property
+    def said(self) -> str:
+        """The prior in words."""
+        if self.path is not None:
+            return f"measured on text, {Path(self.path).name} (at most {self.tokens:,} tokens)"
+        return f"generic text of coreprune, written by SmolLM2-135M-Instruct (at most {self.tokens:,} tokens)"
+
+    def draw(self, model: nn.Module) -> Tensor:
+        """Token indices, (sequences, length).
+
+        Raises:
+            InvalidInputError: no tokenizer, no such file, or too little text.
+        """
+        file = Path(self.path) if self.path is not None else GENERIC
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInputError(f"{file} cannot be read as text ({error}): give a plain text file") from error
+        tokenizer = self.tokenizer if self.tokenizer is not None else _tokenizer(model)
+        if tokenizer is None:
+            raise InvalidInputError(
+                f"no tokenizer lies beside {type(model).__name__}: give prior=Text(tokenizer=...), or prior='noise'"
+            )
+        lines = [line for line in text.splitlines() if line.strip()]
+        bare = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
+        running = torch.tensor([token for line in bare for token in line])
+        before, after = _around(tokenizer)
+        inner = self.length - len(before) - len(after)
+        count = running.numel() // max(inner, 1)
+        if inner < 1 or not count:
+            raise InvalidInputError(
+                f"{file.name} has {running.numel()} tokens, too few for one sequence of {self.length}: give more text"
+            )
+        windows = running[: count * inner].view(count, inner)
+        wanted = max(1, self.tokens // self.length)
+        if count > wanted:
+            windows = windows[torch.linspace(0, count - 1, wanted).long()]
+        ends = [torch.tensor(part, dtype=torch.int64).expand(len(windows), -1) for part in (before, after)]
+        return torch.cat([ends[0], windows, ends[1]], 1)
+
+
+def reads(model: nn.Module) -> bool:
+    """Whether a tokenizer lies beside the weights of a network of `transformers`."""
+    return _tokenizer(model) is not None
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Tokens that begin and end a sequence, as the tokenizer puts them around a word."""
+    word = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(word) + 1):
+        if whole[start : start + len(word)] == word:
+            return whole[:start], whole[start + len(word) :]
+    return [], []
+
+
+def _tokenizer(model: nn.Module) -> Any:
+    """The tokenizer in the directory that the model was read from; None if there is none."""
+    place = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    if not place or not Path(place).is_dir():
+        return None
+    try:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    except Exception:  # whatever a missing or odd file raises
+        return None
