@@ -175,13 +175,12 @@ def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bo
         small = model if inplace else spared_copy(model, changed)
         install(small, changed, attributes)
         return Pruned(small, plan, *before, attributes)
-    wide = plan.to(torch.float64)
-    exact = edited(wide.edits(tensors), tensors, dtype=torch.float64)
+    exact = edited(plan.to(torch.float64).edits(tensors), tensors, dtype=torch.float64)
     kinds = {name: tensors[name].dtype if name in tensors else next(iter(tensors.values())).dtype for name in exact}
     changed = {name: tensor.to(kinds[name]) for name, tensor in exact.items()}
     small = spared_copy(model, changed)
     install(small, changed, attributes)
-    require(model, small, found, wide, exact)
+    require(model, small, found, plan, exact)
     configuration = configured(model, small, plan)
     if inplace:
         install(model, changed, attributes)
