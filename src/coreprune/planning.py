@@ -16,7 +16,7 @@ from coreprune.engine.correction import corrections
 from coreprune.engine.inputs import PRIORS, Prior, automatic, inputs, prior_of, settled
 from coreprune.engine.local import Progress, Request, curves, decide
 from coreprune.engine.network import Survey, decide_network, surveyed
-from coreprune.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
 from coreprune.model.capture import described
@@ -224,7 +224,7 @@ def _check(wish: Wish) -> None:
     if isinstance(wish.remove, Mapping) and not (wish.remove and all(isinstance(k, str) for k in wish.remove)):
         raise InvalidInputError(f"remove={wish.remove!r} was asked: give a fraction, or a dict with sites as keys")
     if isinstance(wish.prior, str) and wish.prior not in {"auto", *PRIORS}:
-        raise UnknownNameError(f"prior={wish.prior!r} was asked: there are auto, {', '.join(PRIORS)}")
+        raise InvalidInputError(f"prior={wish.prior!r} was asked: there are auto, {', '.join(PRIORS)}")
     if wish.prior is not None and not isinstance(wish.prior, (str, *get_args(Prior))):
         raise InvalidInputError(f"prior={wish.prior!r} was given: give a name, a coreprune.Gaussian or another prior")
     if wish.data is not None and not isinstance(wish.data, Iterable):

@@ -20,6 +20,7 @@ from coreprune.maths.layer import Coreset
 from coreprune.plan import Plan
 from coreprune.reading import FORMAT, load, plain, read_claims, read_structure, state_of
 from coreprune.report.beside import Beside, beside_of
+from coreprune.report.card import card
 from coreprune.report.notebook import repr_html
 from coreprune.report.numbers import numbers
 from coreprune.report.page import write
@@ -150,7 +151,9 @@ class Pruned:
             )
 
         def also(place: Path) -> None:
-            write_json(place / "structure.json", "structure", FORMAT, self._structure(self._tensors()))
+            structure = self._structure(self._tensors())
+            write_json(place / "structure.json", "structure", FORMAT, structure)
+            (place / "README.md").write_text(card(structure, type(self.model).__name__), encoding="utf-8")
 
         huggingface.save(path, self.model, known.config, source, zeros=known.zeros, force=force, also=also)
 

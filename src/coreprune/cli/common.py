@@ -20,12 +20,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from coreprune.cli.log import LOG
+from coreprune.engine.inputs import PRIORS
 from coreprune.errors import CheckpointError, InvalidInputError, UnknownNameError
 from coreprune.io import huggingface
 from coreprune.io.checkpoint import read_tensors
 from coreprune.maths.methods import METHODS
 from coreprune.model.groups import KINDS
 from coreprune.priors.gaussian import Gaussian
+from coreprune.priors.text import Text
 
 __all__ = [
     "Source",
@@ -157,7 +159,9 @@ def request_options(command: Any) -> Any:
             click.option("--method", default="kernel", show_default=True, help=f"One of {', '.join(METHODS)}."),
             click.option("--budget", metavar="KIND=X", help="params, flops, bytes (number or 60%) or error=0.05."),
             click.option("--reweight", is_flag=True, help="Least-squares weights for the method's units."),
-            click.option("--mean", type=float, default=0.0, show_default=True, help="Of an input feature (prior)."),
+            click.option("--prior", metavar="NAME", help=f"Of the moments: auto, {', '.join(PRIORS)}."),
+            click.option("--text", metavar="FILE", help="Measure on a text file of yours (prior)."),
+            click.option("--mean", type=float, help="Of an input feature (prior)  [default: 0]"),
             click.option("--std", type=float, help="Of an input feature (prior)  [default: radius / sqrt(d)]"),
             click.option("--ignore", multiple=True, metavar="SITE", help="Leave these sites whole (name, glob, re:)."),
             click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]"),
@@ -191,7 +195,7 @@ def request_of(options: dict[str, Any], source: Source) -> dict[str, Any]:
     return {
         "remove": remove,
         "budget": budget,
-        "prior": Gaussian(options["mean"], options["std"]),
+        "prior": _prior_of(options),
         "reweight": options["reweight"],
         "units": by_name("--units", options["units"], int) or None,
         "draws": by_name("--draws", options["draws"], int) or None,
@@ -204,6 +208,17 @@ def request_of(options: dict[str, Any], source: Source) -> dict[str, Any]:
         "capture": options["capture"],
         "seed": options["seed"],
     }
+
+
+def _prior_of(options: dict[str, Any]) -> Any:
+    """The prior that --prior, --text, or --mean and --std mean; None for what suits the network."""
+    numbers = options["mean"] is not None or options["std"] is not None
+    given = [f"--{name}" for name in ("prior", "text") if options[name] is not None] + ["--mean or --std"] * numbers
+    if len(given) > 1 and not (options["prior"] == "noise" and options["text"] is None):
+        raise InvalidInputError(f"{' and '.join(given)} were given, which are priors each: give one of them")
+    if options["text"] is not None:
+        return Text(options["text"])
+    return Gaussian(options["mean"] or 0.0, options["std"]) if numbers else options["prior"]
 
 
 def by_name(option: str, texts: tuple[str, ...], kind: type) -> dict[str, Any]:

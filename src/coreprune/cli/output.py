@@ -55,6 +55,8 @@ def write(small: Pruned, out: str, source: Source, *, force: bool, as_json: bool
         click.echo(dumped(numbers_of(out, source.directory).to_json()))
         return
     click.echo(small.summary())
+    for one in small.plan.recipe.get("perplexity", ()):
+        click.echo(f"perplexity on {one['text']}: {one['dense']:.2f} -> {one['small']:.2f}")
     click.echo(f"written to {out}{how}")
 
 

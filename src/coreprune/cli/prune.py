@@ -9,6 +9,7 @@ import click
 
 from coreprune import api
 from coreprune.cli.common import model_options, progress_bar, request_of, request_options, source_of
+from coreprune.cli.foretold import foretold
 from coreprune.cli.output import json_option, write
 from coreprune.errors import CheckpointError
 
@@ -19,10 +20,18 @@ __all__ = ["prune"]
 @model_options
 @click.argument("out")
 @request_options
+@click.option("--eval-text", metavar="FILE", help="Also give the perplexity on this text.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @json_option
 def prune(
-    model: str, factory: str | None, shape: str | None, out: str, force: bool, as_json: bool, **options: Any
+    model: str,
+    factory: str | None,
+    shape: str | None,
+    out: str,
+    eval_text: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Make MODEL smaller and write it to OUT.
 
@@ -38,4 +47,6 @@ def prune(
     source = source_of(model, factory, shape)
     with progress_bar("pruning") as progress:
         small = api.prune(source.network, source.example, progress=progress, **request_of(options, source))
+    with progress_bar("measuring") as progress:
+        small = foretold(source, small, eval_text, progress)
     write(small, out, source, force=force, as_json=as_json)

@@ -1,0 +1,51 @@
+"""Perplexity of a language model before and after, for ``coreprune prune``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from coreprune.cli.common import Source
+from coreprune.engine.local import Progress
+from coreprune.engine.perplexity import perplexity
+from coreprune.errors import InvalidInputError
+from coreprune.priors.generated import Generated, writes
+from coreprune.priors.text import Text
+from coreprune.result import Pruned
+
+__all__ = ["foretold"]
+
+HELD_OUT, LENGTH = 4096, 128
+
+
+def foretold(source: Source, small: Pruned, text: str | None, progress: Progress) -> Pruned:
+    """The result with the perplexities of both networks in its recipe; as it is where it is no language model.
+
+    Args:
+        source: the dense network, whose own text is sampled with a seed that the prior does not use.
+        small: the result. text: a file to measure on too. progress: of sampling.
+
+    Raises:
+        InvalidInputError: a text was given for a network that cannot foretell one.
+    """
+    dense = source.network
+    if source.directory is None or not writes(dense):
+        if text is not None:
+            raise InvalidInputError(
+                f"--eval-text was given, but {type(dense).__name__} does not foretell text: leave it out"
+            )
+        return small
+    texts: dict[str, Tensor] = {}
+    if text is not None:
+        texts[Path(text).name] = Text(text, length=512).draw(dense)
+    seed = int(small.plan.recipe["seed"]) + 1
+    own = Generated(HELD_OUT, LENGTH).draw(dense, seed, progress)
+    texts[f"{own.numel():,} tokens of the dense network's own text, held out"] = own
+    found: list[dict[str, Any]] = [
+        {"text": name, "tokens": ids.numel(), "dense": perplexity(dense, ids), "small": perplexity(small.model, ids)}
+        for name, ids in texts.items()
+    ]
+    return replace(small, plan=replace(small.plan, recipe={**small.plan.recipe, "perplexity": found}))

@@ -1,0 +1,61 @@
+"""The model card of a smaller network: what it was made of, how, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["card"]
+
+
+def card(structure: Mapping[str, Any], kind: str) -> str:
+    """Markdown for README.md, out of what structure.json says.
+
+    Args:
+        structure: see `coreprune.result.read_structure`.
+        kind: the class of the network, which opens it.
+    """
+    recipe, size = structure["recipe"], structure["size"]
+    less = 1 - size["parameters"] / max(size["dense_parameters"], 1)
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [pruned, coreprune]",
+        "---",
+        "",
+        f"# A smaller {kind}",
+        "",
+        f"Made by coreprune without fine-tuning: {size['dense_parameters']:,} parameters became "
+        f"{size['parameters']:,} ({100 * less:.1f} % fewer). Units of hidden layers were removed, and those that stay were given new outgoing "
+        "weights that stand for them.",
+        "",
+        f"- Method: {recipe['method']}{', reweighted' if recipe.get('reweight') else ''}",
+        f"- Prior: {recipe['prior']}",
+        f"- Data used: {'yes' if recipe['data_used'] else 'no'}",
+        f"- Seed: {recipe['seed']}",
+        *(f"- Command: `{command}`" for command in recipe.get("commands", ())),
+        *(f"- {name} {version}" for name, version in (recipe.get("versions") or {}).items()),
+        "",
+    ]
+    if recipe.get("perplexity"):
+        lines += ["| perplexity on | dense | smaller |", "|---|---|---|"]
+        lines += [f"| {one['text']} | {one['dense']:.2f} | {one['small']:.2f} |" for one in recipe["perplexity"]]
+        lines += [""]
+    lines += ["| site | kind | units | kept | error of its readers |", "|---|---|---|---|---|"]
+    for entry in structure["sites"]:
+        site, error = entry["site"], entry["evidence"].get("relative_error")
+        said = "" if error is None else f"{100 * error:.2g} %"
+        lines.append(f"| {site['name']} | {site['kind']} | {site['units']} | {len(entry['kept'])} | {said} |")
+    lines += [
+        "",
+        "An error is the root mean square of a reader's output that is lost, relative to its spread, under the prior, "
+        "each site on its own.",
+        "",
+        "```python",
+        f"from transformers import {kind}",
+        "",
+        f'model = {kind}.from_pretrained("path/to/this/directory")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
