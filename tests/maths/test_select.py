@@ -14,7 +14,7 @@ from coreprune.maths.gram import Moments, gaussian_moments
 from coreprune.maths.kernel import select
 from coreprune.maths.layer import Layer
 from coreprune.maths.propagate import Law
-from coreprune.maths.select import Path, backward, forward
+from coreprune.maths.select import Path, _pivot, backward, forward
 
 
 def problem(n: int = 9, p: int = 3, seed: int = 0, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,3 +264,13 @@ def test_float32_with_nearly_equal_units():
     assert {j % 50 for j in select(layer, 60).kept.tolist()} >= set(range(45)) or len(
         {j % 50 for j in select(layer, 60).kept.tolist()}
     ) >= 40
+
+
+def test_a_block_that_rounding_left_indefinite_still_has_a_factor():
+    x = torch.randn(40, 60, generator=torch.Generator().manual_seed(0))
+    G = (x.T @ x / 40).double()  # rank 40 of 60
+    bent = G - 1e-7 * torch.eye(60, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        torch.linalg.cholesky(bent)
+    L = _pivot(bent)
+    torch.testing.assert_close(L @ L.T, bent, atol=1e-4, rtol=1e-4)

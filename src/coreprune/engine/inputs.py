@@ -33,6 +33,8 @@ PRIORS: Mapping[str, type[Gaussian | Generated | Text | Matched]] = {
     "text": Text,
     "matched": Matched,
 }
+#: tokens of a sequence for causal language models, whose later tokens have the longer context
+WINDOW = 128
 #: floating operations that matching images may cost where nobody asked for it
 AFFORDABLE = 2**42
 
@@ -106,14 +108,14 @@ def _numbers(captured: Captured) -> tuple[int, int]:
 def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Text | Matched:
     """The prior for a network, where none is asked for.
 
-    A causal language model writes its own text; another network that reads tokens, with a tokenizer beside its
-    weights, reads the generic text; images are matched to BatchNorm statistics where that costs at most AFFORDABLE;
+    A network that reads tokens gets the generic text, if a tokenizer lies beside its weights; a causal language model
+    without one writes its own; images are matched to BatchNorm statistics where that costs at most AFFORDABLE;
     all else gets noise.
     """
     if token_tables(captured):
-        if writes(model):
-            return Generated()
-        return Text() if reads(model) else Gaussian()
+        if reads(model):
+            return Text(length=WINDOW) if writes(model) else Text()
+        return Generated() if writes(model) else Gaussian()
     if matches(model):
         prior = Matched()
         cost = 3 * prior.count * prior.steps * _operations(captured) / max(batch_size(captured), 1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from coreprune.engine.inputs import forced, inputs
 from coreprune.engine.local import Request, generator_for
 from coreprune.engine.observe import Observed, moments
+from coreprune.engine.probes import token_tables
 from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.lowrank import about_zero
@@ -159,9 +160,12 @@ def _observe(
 ) -> dict[str, tuple[Observed, ...]]:
     """Moments at every reader of the sites, in one pass."""
     taps = [taps for site in sites for taps in found.taps[site.name]]
+    text = bool(token_tables(found.graphs[0]))
     batches = list(inputs(found.graphs[0], request.prior, request.seed))
     try:
-        found_moments = moments(found.graphs, tensors, taps, batches, batch_statistics=forced(request.prior))
+        found_moments = moments(
+            found.graphs, tensors, taps, batches, batch_statistics=forced(request.prior), every=text
+        )
     except (RuntimeError, IndexError, TypeError) as error:
         if not request.prior.data_used:
             raise

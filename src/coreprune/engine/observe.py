@@ -321,6 +321,7 @@ def moments(
     batches: Iterable[Arguments],
     *,
     batch_statistics: bool = False,
+    every: bool = False,
 ) -> list[Observed]:
     """Mean and covariance of what readers see.
 
@@ -331,6 +332,7 @@ def moments(
         batches: inputs of the network. A block that was captured on its own (with a path) sees the
             arguments that were recorded with it, once, instead.
         batch_statistics: see `run`.
+        every: take in every sample there is, as of text, where neighbours say different things.
 
     Returns:
         One for each reader. Readers that see the same entries of the same value share theirs.
@@ -354,7 +356,8 @@ def moments(
                 into.setdefault(id(tap), []).append(seen[key])
 
     def look(tap: Tap, value: Tensor) -> None:
-        new = samples(value, tap, max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES) // many)
+        limit = max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES) // many
+        new = samples(value, tap, value.numel() if every else limit)
         for one in into[id(tap)]:
             one.add(new)
 

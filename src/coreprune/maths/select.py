@@ -114,7 +114,7 @@ def forward(
         rows = G[units] if at.numel() == n else G[units][:, at]
         rows.mul_(D[at]).mul_(D[units, None]).addmm_(known[:, chosen].T, factor[:done], alpha=-1)
         rows[torch.arange(picked.numel(), device=G.device), picked] += ridge
-        pivot = torch.linalg.cholesky(rows[:, picked])
+        pivot = _pivot(rows[:, picked])
         new = torch.linalg.solve_triangular(pivot, rows, upper=False)
         new *= free  # a unit that is in has nothing left to explain
         factor[done : done + picked.numel()] = new
@@ -165,13 +165,24 @@ def dropped(H: Tensor, V: Tensor, k: int, *, block: int = 64) -> Path:
         cheap = torch.topk(score, min(4 * size, left), largest=False).indices
         chosen, costs = greedy(H[cheap][:, cheap], V[:, cheap], size)
         gone = cheap[chosen]
-        pivot = torch.linalg.cholesky(H[gone][:, gone])
+        pivot = _pivot(H[gone][:, gone])
         across = torch.linalg.solve_triangular(pivot, H[gone], upper=False)
         V.addmm_(torch.linalg.solve_triangular(pivot, V[:, gone].T, upper=False).T, across, alpha=-1)
         H.addmm_(across.T, across, alpha=-1)
         alive[gone] = False
         order, energy = torch.cat([order, at[gone]]), torch.cat([energy, costs])
     return Path(at[alive], order, energy, added=False)
+
+
+def _pivot(A: Tensor) -> Tensor:
+    """Cholesky factor of a block, (m, m); its diagonal is raised where rounding has left it indefinite."""
+    level = 0.0
+    while True:
+        L, failed = torch.linalg.cholesky_ex(A + torch.diag(level * A.diagonal()) if level else A)
+        if not failed or level > 1:
+            result: Tensor = L
+            return result
+        level = max(10 * level, 8 * torch.finfo(A.dtype).eps)
 
 
 def greedy(R: Tensor, Y: Tensor, size: int, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:

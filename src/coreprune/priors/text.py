@@ -34,7 +34,7 @@ class Text:
 
     path: str | Path | None = None
     tokenizer: Any = None
-    tokens: int = 32_768
+    tokens: int = 65_536
     length: int = 64
 
     @property
@@ -66,7 +66,7 @@ class Text:
                 f"no tokenizer lies beside {type(model).__name__}: give prior=Text(tokenizer=...), or prior='noise'"
             )
         lines = [line for line in text.splitlines() if line.strip()]
-        bare = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
+        bare = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"] if lines else []
         running = torch.tensor([token for line in bare for token in line])
         before, after = _around(tokenizer)
         inner = self.length - len(before) - len(after)

@@ -26,8 +26,8 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
         f"# A smaller {kind}",
         "",
         f"Made by coreprune without fine-tuning: {size['dense_parameters']:,} parameters became "
-        f"{size['parameters']:,} ({100 * less:.1f} % fewer). Units of hidden layers were removed, and those that stay were given new outgoing "
-        "weights that stand for them.",
+        f"{size['parameters']:,} ({100 * less:.1f} % fewer). Units of hidden layers were removed, and those that stay "
+        "were given new outgoing weights that stand for them.",
         "",
         f"- Method: {recipe['method']}{', reweighted' if recipe.get('reweight') else ''}",
         f"- Prior: {recipe['prior']}",
