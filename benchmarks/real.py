@@ -7,7 +7,7 @@
 - SmolLM2-135M-Instruct (networks.py): perplexity of news.
 
 A fraction is of the units of every site in question. Text is of the Brown corpus: what is measured on is news (ca*),
-and rows with "data used: yes" take the moments from other genres, or from 512 training pictures. Every row has passed
+and rows with "data used: yes" take the moments from other genres (8,192 tokens), or from 512 training pictures. Every row has passed
 coreprune's own comparison of the cut network with the dense one whose removed units are replaced, or there would be
 no row. Both Hugging Face directories are also cut by `coreprune prune`, and opened by `from_pretrained` in a process
 that does not know coreprune. Writes real.json and real.md into benchmarks/results/, anew after every network.
@@ -45,11 +45,12 @@ Measure = Callable[[nn.Module], float]
 DATA_PICTURES, SENTENCES, LENGTH = 512, 500, 24
 WINDOW, WINDOWS = 512, 16
 KERNEL, MAGNITUDE, ORACLE = "kernel", "magnitude", "kernel, real inputs"
+NOISE, OWN_TEXT, OWN_WIDTHS = "kernel, random inputs", "kernel, text of its own", "kernel, widths of its own"
 #: label → arguments of prune
 PLAIN: dict[str, dict[str, Any]] = {
     KERNEL: {},
     MAGNITUDE: {"method": "magnitude"},
-    "magnitude, reweighted": {"method": "magnitude", "reweight": True},
+    NOISE: {"prior": "noise"},
 }
 SEEDS = (0, 1, 2)
 #: opens a directory with transformers alone, runs it, and stores the outputs
@@ -156,6 +157,10 @@ def cifar(name: str, data: Path) -> tuple[list[Row], dict[str, Any]]:
             drawn = [cut(model, example, accuracy, **asked, method="uniform", seed=seed) for seed in SEEDS]
             rows.append(row(name, scope, fraction, f"uniform, {len(SEEDS)} seeds", drawn))
             rows.append(row(name, scope, fraction, ORACLE, [cut(model, example, accuracy, **asked, data=loader)]))
+            less = next(one for one in reversed(rows) if one["method"] == KERNEL)["removed"]
+            rows.append(
+                row(name, scope, fraction, OWN_WIDTHS, [cut(model, example, accuracy, remove=less, kinds=kinds)])
+            )
     return rows, {"verify": statements}
 
 
@@ -240,7 +245,7 @@ def language_model(data: Path) -> tuple[list[Row], dict[str, Any]]:
         return float(torch.tensor(total / (WINDOWS * (WINDOW - 1))).exp())
 
     loader = [{"input_ids": part, "use_cache": False} for part in other.split(2)]
-    return ffn("smollm2", smollm2(), model, perplexity, (0.2,), "gated", loader, {"use_cache": False})
+    return ffn("smollm2", smollm2(), model, perplexity, (0.2, 0.3), "gated", loader, {"use_cache": False})
 
 
 def ffn(
@@ -262,14 +267,24 @@ def ffn(
         asked: dict[str, Any] = {"remove": {"*": fraction}, "uniform": "config", "kinds": [kind]}
         one = cut(model, example, measure, **asked)
         rows.append(row(name, "every FFN", fraction, KERNEL, [one]))
-        if not command:
+        less = {**asked, "remove": rows[-1]["removed"], "uniform": False}
+        first = not command
+        if first:
             command = by_command(directory, kind, fraction, one[0].model)
         del one
-        for method, inputs, arguments in (
+        others = [
             (MAGNITUDE, example, PLAIN[MAGNITUDE]),
             (ORACLE, as_data, {"data": loader}),
-        ):
-            rows.append(row(name, "every FFN", fraction, method, [cut(model, inputs, measure, **asked, **arguments)]))
+            (OWN_WIDTHS, example, less),
+        ]
+        if first:
+            others += [(NOISE, example, {"prior": "noise"})]
+        if first and kind == "gated":
+            others += [(OWN_TEXT, example, {"prior": "generated"})]
+        for method, inputs, arguments in others:
+            rows.append(
+                row(name, "every FFN", fraction, method, [cut(model, inputs, measure, **{**asked, **arguments})])
+            )
     return rows, {"command": command}
 
 
