@@ -71,6 +71,7 @@ bench: $(VENV)/.bench $(VENV)/.networks
 	$(BIN)/python benchmarks/certificates.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kernel_speed.py --large
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/publish.py
 
 clean:
