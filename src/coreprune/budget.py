@@ -14,6 +14,7 @@ from torch import Tensor
 from coreprune.errors import InvalidInputError
 from coreprune.maths.hull import Curve
 from coreprune.model.groups import KINDS, Uniform, agree, alike, chosen, matching
+from coreprune.model.positions import positions
 from coreprune.model.site import Inspection, Site, parameters_after
 from coreprune.model.size import Size
 
@@ -135,9 +136,8 @@ def allocate(
     scale = scales[kind]
     _check_round(round_to)
     _, groups = chosen(inspection, ignore, kinds, uniform)
-    counted = {name: shape for name, shape in inspection.shapes.items() if kind != "flops" or len(shape) >= 2}
-    size = Size(counted, groups, biases=kind != "flops")  # of multiply-adds, only the matrices make some
-    dense = parameters_after(counted, [], {})
+    size = _operations(inspection, groups) if kind == "flops" else Size(inspection.shapes, groups)
+    dense = size(size.units)
     limit = _limit(kind, asked, dense * scale)
     by = [_curve(group, curves, round_to) for group in groups]
 
@@ -202,6 +202,15 @@ def _fill(kept: Ints, by: Sequence[Curve], size: Size, limit: float) -> Ints:
         else:
             step //= 2
     return kept
+
+
+def _operations(inspection: Inspection, groups: Sequence[Sequence[Site]]) -> Size:
+    """Multiply-adds of one input: entries of every matrix, as often as it is applied."""
+    if not inspection.graphs:
+        return Size({name: shape for name, shape in inspection.shapes.items() if len(shape) >= 2}, groups, biases=False)
+    times = {name: round(count) for name, count in positions(inspection.graphs).items()}
+    applied = {name: shape for name, shape in inspection.shapes.items() if times.get(name)}
+    return Size(applied, groups, biases=False, times=times)
 
 
 def _limit(kind: str, asked: float | str, dense: float) -> float:

@@ -24,14 +24,23 @@ class Size:
     the few tensors it meets.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], groups: Sequence[Sequence[Site]], *, biases: bool = True) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        groups: Sequence[Sequence[Site]],
+        *,
+        biases: bool = True,
+        times: Mapping[str, int] | None = None,
+    ) -> None:
         """The tensors, and the sites group by group.
 
         Args:
             shapes: tensors of the dense network, those that count.
             groups: all sites of a group have the same number of units.
             biases: count the biases that cuts make in readers that have none, see `parameters_after`.
+            times: how often each tensor counts, once without.
         """
+        times = times or {}
         made = _made(shapes, groups) if biases else {}
         sizes = {name: tuple(shape) for name, shape in shapes.items()} | {name: (size,) for name, size in made.items()}
         rank = max((len(shape) for shape in sizes.values()), default=1) or 1
@@ -56,8 +65,9 @@ class Size:
         self._change, self._makes = [table[:, a].copy() for a in axes], table[:, -1] > 0
         self._dims = [dims[:, a].copy() for a in axes]
         self._fixed = dims[:, [a for a in range(rank) if a not in axes]].prod(1)
+        self._fixed *= np.array([times.get(name, 1) for name in names], dtype=np.int64)
         self._there = np.array([name not in made for name in names], dtype=bool)
-        self._rest = sum(math.prod(shape) for name, shape in shapes.items() if name not in row)
+        self._rest = sum(times.get(name, 1) * math.prod(shape) for name, shape in shapes.items() if name not in row)
         self.units = np.array([sites[0].units for sites in groups], dtype=np.int64)
 
     def __call__(self, kept: Ints) -> int:
