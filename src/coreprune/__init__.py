@@ -9,6 +9,7 @@ from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
 from coreprune.priors.text import Text
+from coreprune.recovery import distill
 from coreprune.result import Pruned, load
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "Pruned",
     "Text",
     "apply",
+    "distill",
     "inspect",
     "load",
     "plan",

@@ -1,0 +1,394 @@
+"""The verb `distill`: a smaller network trained to agree with the dense one, on inputs of a prior."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from coreprune.engine.distill import LOSSES, Supply, Training, agreement_of, train
+from coreprune.engine.inputs import PRIORS, Prior, automatic, prior_of, settled
+from coreprune.engine.local import Progress, generator_for
+from coreprune.engine.observe import Arguments
+from coreprune.engine.probes import synthesise
+from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.model.capture import Captured, rebuilt
+from coreprune.model.discover import discover
+from coreprune.model.network import plain_module
+from coreprune.model.tensors import tensors_of
+from coreprune.planning import check_finite
+from coreprune.priors.data import Data
+from coreprune.priors.gaussian import Gaussian
+from coreprune.priors.generated import Generated
+from coreprune.priors.matched import Matched
+from coreprune.result import Pruned
+
+__all__ = ["Wish", "distill", "recovered"]
+
+#: inputs that the loss is measured on before and after, and the share of the user's own that is kept back for it
+HELD, SHARE = 128, 8
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The arguments of `distill`, which explains them."""
+
+    example_inputs: Any = None
+    data: Iterable[Any] | None = None
+    prior: Prior | str = "auto"
+    loss: str = "auto"
+    steps: int = 500
+    batch: int = 8
+    rate: float = 1e-4
+    seed: int = 0
+    keep: str | Path | None = None
+    progress: Progress | None = None
+
+
+def distill(
+    small: Pruned | nn.Module,
+    dense: nn.Module,
+    example_inputs: Any = None,
+    *,
+    data: Iterable[Any] | None = None,
+    prior: Prior | str = "auto",
+    loss: str = "auto",
+    steps: int = 500,
+    batch: int = 8,
+    rate: float = 1e-4,
+    seed: int = 0,
+    keep: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Pruned | nn.Module:
+    """Train a copy of a smaller network to agree with the dense one, without labels and by default without data.
+
+    AdamW without weight decay, a rate that rises for a twentieth of the steps and then falls to zero along a cosine,
+    gradients of norm 1 at most, and both networks in eval mode. See `coreprune.engine.distill`.
+
+    Args:
+        small: what `prune` returned, or its module; not changed.
+        dense: the network it was cut from; not changed.
+        example_inputs: one batch as both take it; default that of the cut. A stack of Linear layers needs none.
+        data: batches of your own inputs to train on, in place of a prior; at most steps × batch of them are read.
+        prior: see `plan`; "auto" is what suits the network, and for a stack the Gaussian of the cut.
+        loss: "kl", the Kullback-Leibler divergence of softmax over the last axis; "squares", the mean squared
+            difference as a share of the dense output's variance; "auto" is "kl" for a causal language model and where
+            the one output is (N, C) with C ≥ 2, which are taken for logits, and "squares" otherwise.
+        steps: of training. batch: inputs of a step. rate: the highest learning rate.
+        seed: decides every random choice.
+        keep: directory for the state of the run. If it holds one, the run goes on from there to the same bits.
+        progress: called with (done, all, name).
+
+    Returns:
+        A network of the same class; for a `Pruned` a `Pruned`, whose recipe has "distilled": how it was trained, and
+        the loss before and after on inputs that no step saw.
+
+    Raises:
+        InvalidInputError: an argument that cannot be meant, networks that do not belong together, a loss that is not
+            finite.
+        UnsupportedModelError: inputs cannot be drawn, as the network cannot be captured.
+        CheckpointError: `keep` holds another run, or cannot be written.
+
+    Example:
+        >>> import coreprune as cp
+        >>> dense = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+        >>> small = cp.prune(dense, units={"0": 8})
+        >>> better = distill(small, dense, steps=50, rate=1e-2, loss="squares")
+        >>> better.plan.recipe["distilled"]["steps"], better.parameters == small.parameters
+        (50, True)
+
+    Source: Hinton et al. 2015, arXiv:1503.02531.
+    """
+    wish = Wish(example_inputs, data, prior, loss, steps, batch, rate, seed, keep, progress)
+    if not isinstance(small, Pruned):
+        return recovered(small, dense, {}, wish)[0]
+    trained, facts = recovered(small.model, dense, small.plan.recipe, wish)
+    known = {
+        key: value for key, value in small.plan.recipe.items() if key != "perplexity"
+    }  # it was the untrained one's
+    return replace(small, model=trained, plan=replace(small.plan, recipe={**known, "distilled": facts}))
+
+
+def recovered(
+    small: nn.Module, dense: nn.Module, recipe: Mapping[str, Any], wish: Wish
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained network, and how it was trained, as plain data.
+
+    Args:
+        small: not changed. dense: not changed. recipe: of the cut, as far as it is known. wish: what is asked.
+    """
+    _check(small, dense, wish)
+    for model in (small, dense):
+        plain_module(model)
+        check_finite(model.state_dict())
+    supply, said, own = _supply(dense, recipe, wish)
+    agreement = agreement_of(dense, supply.held, wish.loss)
+    settings = {
+        "steps": int(wish.steps),
+        "batch": int(wish.batch),
+        "rate": float(wish.rate),
+        "seed": int(wish.seed),
+        "prior": said,
+        "data_used": own,
+        "loss": agreement.kind,
+    }
+    identity: dict[str, Any] = dict(settings)
+    if wish.keep is not None:
+        identity |= {"small network": _digest(tensors_of(small)), "dense network": _digest(tensors_of(dense))}
+        identity["inputs"] = _digest_of_calls([*supply.held, supply.batch(0)])
+    keep = None if wish.keep is None else Path(wish.keep)
+    how = Training(int(wish.steps), float(wish.rate), identity, keep, wish.progress)
+    trained, before, after = train(small, dense, supply, agreement, how)
+    held = sum(_rows(call) for call in supply.held)
+    measured = {"measured": LOSSES[agreement.kind], "held_out": held, "before": before, "after": after}
+    return trained, settings | measured
+
+
+def _check(small: Any, dense: Any, wish: Wish) -> None:
+    """Raise InvalidInputError if an argument is of a kind that cannot be meant."""
+    for name, model in (("small", small), ("dense", dense)):
+        if not isinstance(model, nn.Module):
+            wanted = "what prune returned, or a torch.nn.Module" if name == "small" else "the network that was cut"
+            raise InvalidInputError(f"{name} is a {type(model).__name__}: give {wanted}")
+    for name, least in (("steps", 1), ("batch", 1), ("seed", 0)):
+        value = getattr(wish, name)
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or int(value) < least:
+            raise InvalidInputError(f"{name}={value!r} was asked: give a whole number, {least} or more")
+    if not (isinstance(wish.rate, numbers.Real) and 0 < wish.rate < 1):
+        raise InvalidInputError(f"rate={wish.rate!r} was asked: give a number between 0 and 1, such as 1e-4")
+    if wish.loss not in {"auto", *LOSSES}:
+        raise InvalidInputError(f"loss={wish.loss!r} was asked: there are auto, {', '.join(LOSSES)}")
+    if isinstance(wish.prior, str) and wish.prior not in {"auto", *PRIORS}:
+        raise InvalidInputError(f"prior={wish.prior!r} was asked: there are auto, {', '.join(PRIORS)}")
+    if not isinstance(wish.prior, (str, *get_args(Prior))):
+        raise InvalidInputError(f"prior={wish.prior!r} was given: give a name, a coreprune.Gaussian or another prior")
+    if wish.data is not None and wish.prior != "auto":
+        raise InvalidInputError("both prior= and data= were given: give one of them")
+    if wish.data is not None and not isinstance(wish.data, Iterable):
+        raise InvalidInputError(f"data={wish.data!r} was given: give a loader, or a list of batches")
+
+
+def _supply(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Supply, str, bool]:
+    """Inputs to train on, where they come from in words, and whether they are the user's."""
+    law: Prior | str = Data(wish.data) if wish.data is not None else wish.prior
+    if isinstance(law, Data):
+        return _pool(law, None, wish), law.said, True
+    captured, radius = _captured(dense, recipe, wish)
+    if law == "auto":
+        known = recipe.get("prior_values") if radius is not None else None
+        law = Gaussian.from_json(known) if known else automatic(dense, captured)
+    elif isinstance(law, str):
+        law = PRIORS[law]()
+    assert not isinstance(law, (str, Data))
+    if isinstance(law, Gaussian):
+        features = captured.arguments[0][0].shape[-1] if radius is not None else 0
+        said = law.named(features, radius) if radius is not None else prior_of(law).split(" through ")[0]
+        mean, std = _scale(law, features, radius)
+        return Noise(captured, mean, std, tuple(law.scales), int(wish.batch), int(wish.seed)), said, False
+    drawn = settled(law, dense, captured, int(wish.seed), wish.progress)[0]
+    assert isinstance(drawn, Data)
+    other: Data | None = None
+    if isinstance(law, (Generated, Matched)):  # as many as are held out, of another seed
+        fewer: Prior
+        if isinstance(law, Matched):
+            fewer = replace(law, count=min(law.count, law.together, HELD))
+        else:
+            fewer = replace(law, tokens=min(law.tokens, HELD * law.length))
+        found = settled(fewer, dense, captured, int(wish.seed) + 1, wish.progress)[0]
+        assert isinstance(found, Data)
+        other = found
+    return _pool(drawn, other, wish), law.said, drawn.data_used
+
+
+def _captured(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Captured, float | None]:
+    """The dense network's graph, and for a stack the largest norm of an input.
+
+    Raises:
+        UnsupportedModelError: it cannot be captured in one piece.
+    """
+    example = wish.example_inputs
+    if example is None and recipe.get("inputs") is not None:
+        example = rebuilt(recipe["inputs"])
+    found, radius = discover(dense, example, recipe.get("capture", "auto")), None
+    if not found.graphs:
+        given = recipe.get("radius")
+        radius = float(given) if given is not None else math.sqrt(max(found.features, 1))
+        kind = next(dense.parameters()).dtype
+        found = discover(dense, torch.zeros(1, found.features, dtype=kind), "export")
+    if found.graphs[0].path:
+        raise UnsupportedModelError(
+            f"{type(dense).__name__} was captured block by block, so that no inputs can be drawn for it: give data="
+        )
+    return found.graphs[0], radius
+
+
+def _scale(law: Gaussian, features: int, radius: float | None) -> tuple[float | Tensor, float | Tensor]:
+    """Mean and standard deviation of the inputs.
+
+    Raises:
+        InvalidInputError: they do not fit the network.
+    """
+    if radius is not None:
+        law.inputs(features, radius)  # refuses what does not fit
+        return law.mean, radius / math.sqrt(max(features, 1)) if law.std is None else law.std
+    if isinstance(law.mean, Tensor) or isinstance(law.std, Tensor):
+        raise InvalidInputError("a prior per feature was given: for a network that is no stack give numbers, or data=")
+    return law.mean, 1.0 if law.std is None else law.std
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Batches of noise, each of a generator of its own.
+
+    Attributes:
+        captured: whose inputs. mean: of numbers. std: theirs. scales: factors on it, in turn. size: of a batch.
+        seed: of all.
+    """
+
+    captured: Captured
+    mean: float | Tensor
+    std: float | Tensor
+    scales: tuple[float, ...]
+    size: int
+    seed: int
+
+    @property
+    def held(self) -> Sequence[Arguments]:
+        """Batches of another seed."""
+        return [self._drawn("held out", i) for i in range(-(-HELD // self.size))]
+
+    def batch(self, step: int) -> Arguments:
+        """The batch of a step."""
+        return self._drawn("step", step)
+
+    def _drawn(self, what: str, number: int) -> Arguments:
+        seed = generator_for(self.seed, f"{what}/{number}").initial_seed()
+        std = self.std * self.scales[number % len(self.scales)]
+        return next(synthesise(self.captured, 1, seed, self.mean, std, batch=self.size))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Inputs that are there, all of them once before any comes again.
+
+    Attributes:
+        groups: calls of many rows each, which differ in shape.
+        held: batches that no step sees.
+        size: of a batch. seed: of their order.
+    """
+
+    groups: tuple[Arguments, ...]
+    held: Sequence[Arguments]
+    size: int
+    seed: int
+
+    def batch(self, step: int) -> Arguments:
+        """The batch of a step: the rows of every group are shuffled and cut, and the batches shuffled, every round."""
+        counts = [-(-_rows(group) // self.size) for group in self.groups]
+        turn, place = divmod(step, sum(counts))
+        generator = generator_for(self.seed, f"round/{turn}")
+        orders = [torch.randperm(_rows(group), generator=generator) for group in self.groups]
+        batches = [(group, part) for group, order in zip(self.groups, orders, strict=True)
+                   for part in order.split(self.size)]  # fmt: skip
+        return _taken(*batches[int(torch.randperm(len(batches), generator=generator)[place])])
+
+
+def _pool(law: Data, other: Data | None, wish: Wish) -> Pool:
+    """The inputs of a loader, and those that are held out: of another loader, or some of its own.
+
+    Raises:
+        InvalidInputError: there are too few.
+    """
+    size, seed = int(wish.batch), int(wish.seed)
+    groups = _grouped(law, int(wish.steps) * size + HELD)
+    if other is not None:
+        return Pool(groups, [part for group in _grouped(other, HELD) for part in _split(group, size)], size, seed)
+    train: list[Arguments] = []
+    held: list[Arguments] = []
+    most = max(groups, key=_rows)
+    for number, group in enumerate(groups):
+        order = torch.randperm(_rows(group), generator=generator_for(seed, f"held out/{number}"))
+        back = min(HELD // len(groups), len(order) // SHARE)
+        back = 1 if group is most and not back and len(order) > 1 else back
+        train.append(_taken(group, order[back:]))
+        held += _split(_taken(group, order[:back]), size) if back else []
+    if not held:
+        raise InvalidInputError("the data hold no two inputs of one shape: give more, as some are kept back to measure")
+    return Pool(tuple(train), held, size, seed)
+
+
+def _grouped(law: Data, limit: int) -> tuple[Arguments, ...]:
+    """The first inputs of a loader, those of one shape side by side in one call."""
+    found: dict[Any, list[list[Any]]] = {}
+    specs: dict[Any, Any] = {}
+    count = 0
+    for call in law.calls():
+        leaves, spec = pytree.tree_flatten(call)
+        rows = _rows(call)
+        if not rows:
+            raise InvalidInputError("the data yield inputs without a tensor of one row or more: yield batches")
+        key = (repr(spec), *(_look(leaf, rows) for leaf in leaves))
+        found.setdefault(key, []).append(leaves)
+        specs[key] = spec
+        count += rows
+        if count >= limit:
+            break
+    groups: list[Arguments] = []
+    for key, calls in found.items():
+        columns = zip(*calls, strict=True)
+        joined = [torch.cat(list(c)) if key[i + 1][0] == "rows" else c[0] for i, c in enumerate(columns)]
+        groups.append(pytree.tree_unflatten(joined, specs[key]))
+    return tuple(groups)
+
+
+def _look(leaf: Any, rows: int) -> tuple[Any, ...]:
+    """What must be the same for two leaves to be put side by side."""
+    if not isinstance(leaf, Tensor):
+        return "value", repr(leaf)
+    if leaf.dim() and len(leaf) == rows:
+        return "rows", tuple(leaf.shape[1:]), leaf.dtype, leaf.device
+    return "tensor", tuple(leaf.shape), leaf.dtype, repr(leaf.tolist())
+
+
+def _rows(call: Arguments) -> int:
+    """Inputs of a call: the first axis of its first tensor."""
+    return next((len(v) for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.dim()), 0)
+
+
+def _taken(call: Arguments, rows: Tensor) -> Arguments:
+    """Some inputs of a call."""
+    count = _rows(call)
+    at = {v.device: rows.to(v.device) for v in pytree.tree_leaves(call) if isinstance(v, Tensor)}
+
+    def one(value: Any) -> Any:
+        return value[at[value.device]] if isinstance(value, Tensor) and value.dim() and len(value) == count else value
+
+    result: Arguments = pytree.tree_map(one, call)
+    return result
+
+
+def _split(call: Arguments, size: int) -> list[Arguments]:
+    """A call in parts of so many inputs."""
+    return [_taken(call, part) for part in torch.arange(_rows(call)).split(size)]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _digest_of_calls(calls: Iterable[Arguments]) -> str:
+    leaves = [v for call in calls for v in pytree.tree_leaves(call) if isinstance(v, Tensor)]
+    return _digest({f"{i:08d}": v for i, v in enumerate(leaves)})
