@@ -262,17 +262,19 @@ class Noise:
 
     @property
     def held(self) -> Sequence[Arguments]:
-        """Batches of another seed."""
-        return [self._drawn("held out", i) for i in range(-(-HELD // self.size))]
+        """Batches of another seed; their inputs are the same whatever the size of a batch."""
+        each = -(-HELD // len(self.scales))
+        drawn = [self._drawn("held out", i, each) for i in range(len(self.scales))]
+        return [part for call in drawn for part in _split(call, self.size)]
 
     def batch(self, step: int) -> Arguments:
         """The batch of a step."""
-        return self._drawn("step", step)
+        return self._drawn("step", step, self.size)
 
-    def _drawn(self, what: str, number: int) -> Arguments:
+    def _drawn(self, what: str, number: int, rows: int) -> Arguments:
         seed = generator_for(self.seed, f"{what}/{number}").initial_seed()
         std = self.std * self.scales[number % len(self.scales)]
-        return next(synthesise(self.captured, 1, seed, self.mean, std, batch=self.size))
+        return next(synthesise(self.captured, 1, seed, self.mean, std, batch=rows))
 
 
 @dataclass(frozen=True)

@@ -139,10 +139,11 @@ def settled(
     if not isinstance(prior, (Generated, Text)):
         return prior, None
     ids = prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
-    calls = [_with_tokens(captured, part) for part in ids.split(max(2, POSITIONS // ids.shape[1]))]
+    rows = min(max(2, POSITIONS // ids.shape[1]), len(ids))  # of a batch, which the network is then captured with
+    calls = [_with_tokens(captured, part) for part in ids[: len(ids) // rows * rows].split(rows)]
     own = isinstance(prior, Text) and prior.data_used
     law = Data([kwargs or args for args, kwargs in calls]) if own else Drawn(calls, False, prior.said)
-    return law, _with_tokens(captured, ids[:2])
+    return law, _with_tokens(captured, ids[:rows])
 
 
 def _operations(captured: Captured) -> float:
