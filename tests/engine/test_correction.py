@@ -175,7 +175,7 @@ def kept_channels(plan: cp.Plan, model: nn.Module, name: str) -> Tensor:
 BRUTE = [
     "padded",
     "stream",
-    pytest.param("taking", marks=pytest.mark.xfail(strict=True, reason="constants in running means count twice")),
+    "taking",
 ]
 
 
@@ -287,7 +287,7 @@ def test_units_that_repeat_others_go_without_a_correction(name):
 
 
 @pytest.mark.parametrize("reader", [
-    "bias", pytest.param("running mean", marks=pytest.mark.xfail(strict=True, reason="the constant counts twice")),
+    "bias", "running mean",
 ])  # fmt: skip
 def test_units_that_are_constant_go_without_a_correction(reader):
     """What they were goes into a bias or a running mean, and the network is the same."""

@@ -153,7 +153,6 @@ class Idle(nn.Module):
         return self.b(self.a(h).relu())
 
 
-@pytest.mark.xfail(strict=True, reason="any BatchNorm counts, whether an image comes to it or not")
 @pytest.mark.parametrize("how", ["unused", "whole numbers"])
 def test_where_no_image_comes_to_a_batch_norm_there_is_noise(how):
     model = Idle(how).eval()
@@ -162,7 +161,6 @@ def test_where_no_image_comes_to_a_batch_norm_there_is_noise(how):
     assert cp.prune(model, x, units={"a": 3}).model.a.out_channels == 3
 
 
-@pytest.mark.xfail(strict=True, reason="text is chosen where it does not fit")
 def test_where_text_cannot_stand_for_all_inputs_there_is_noise(folder):
     model = t5(folder)
     pair = {"input_ids": tokens(2, 9), "decoder_input_ids": tokens(2, 7), "use_cache": False}
@@ -254,17 +252,15 @@ def test_networks_that_read_no_tokens_are_told():
         with_tokens(torch.zeros(2, 3, 8, 8), tokens(), images())
 
 
-@pytest.mark.xfail(strict=True, reason="an image keeps the rows of the example, whatever the text has")
 def test_an_input_that_goes_with_the_tokens_and_cannot_follow_is_refused():
     class Captions(Reads):
         def forward(self, ids: Tensor, image: Tensor) -> Tensor:
             return super().forward(ids) + image.mean((1, 2))[:, None, None]
 
-    with pytest.raises(InvalidInputError, match=r"shape \(2, 4, 4\)"):
+    with pytest.raises(InvalidInputError, match=r"an input .*text cannot be put in their place"):
         with_tokens((tokens(), torch.zeros(2, 4, 4)), tokens(5, 11), Captions())
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="nothing compares the tokens with the table")
 def test_a_tokenizer_with_more_tokens_than_the_network_is_told():
     class Fewer(Reads):
         def __init__(self) -> None:
@@ -341,7 +337,6 @@ def test_text_of_the_users_is_data(folder):
     assert plan.recipe["data_used"] is False and plan.recipe["prior"].startswith("generic text of coreprune")
 
 
-@pytest.mark.xfail(strict=True, raises=(InvalidInputError, AssertionError), reason="arguments by position get lost")
 @pytest.mark.parametrize("example", [(tokens(), torch.ones(2, 7)), (tokens(),)], ids=["two", "one"])
 def test_text_of_the_users_goes_to_arguments_by_position_and_is_named(folder, example):
     prior = Text(own_text(folder), tokenizer(), length=16)
@@ -350,7 +345,6 @@ def test_text_of_the_users_goes_to_arguments_by_position_and_is_named(folder, ex
     assert plan.recipe["data_used"] is True
 
 
-@pytest.mark.xfail(strict=True, raises=InvalidInputError, reason="the loader is read again for the statistics")
 def test_a_loader_that_can_be_read_once_serves_networks_with_batch_norms():
     batches = [torch.randn(4, 3, 8, 8, generator=seeded(i)) for i in range(3)]
     model = images()

@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 import coreprune
-from coreprune.cli import apply, compare, demo, info, inspect, plan, prune, report, verify
+from coreprune.cli import apply, compare, demo, finetune, info, inspect, plan, prune, report, verify
 from coreprune.cli.log import add_log_options
 from coreprune.errors import CorepruneError
 
@@ -35,15 +35,14 @@ class _InOrder(click.Group):
 )
 @click.version_option(coreprune.__version__, prog_name="coreprune")
 def cli() -> None:
-    """Make a trained PyTorch network smaller, without any of its data. MODEL is
-    module:factory, a .safetensors file with --factory module:factory, or a
-    directory that from_pretrained of transformers opens.
+    """Make a trained PyTorch network smaller, without its data. MODEL is
+    module:factory, a .safetensors file with --factory, or a transformers model.
     """
 
 
 for command in (
-    demo.demo, inspect.inspect, plan.plan, apply.apply, prune.prune, verify.verify, report.report, compare.compare,
-    info.info,
+    demo.demo, inspect.inspect, plan.plan, apply.apply, prune.prune, finetune.finetune, verify.verify, report.report,
+    compare.compare, info.info,
 ):  # fmt: skip
     add_log_options(command)
     cli.add_command(command)

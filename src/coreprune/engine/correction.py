@@ -7,6 +7,7 @@ running statistics (μ, σ²):
 
     μ' = μ + (m' − m) σ/√v        σ'² = σ² v'/v.
 
+A constant that the cut puts into a running mean has left the input too, and is not counted again: it is taken off m'.
 Only differences between two runs on the same inputs count, so that white noise serves. The cut network is the dense
 one with its units replaced (mask equivalence), all cuts at once, and nothing has to be captured anew.
 
@@ -57,7 +58,8 @@ def corrections(
         _observe(captured, small, arguments, norms, after)
     result: dict[str, Tensor] = {}
     for tap, mean, variance in norms:
-        result |= _taken_over(before[tap.node], after[tap.node], tensors, mean, variance)
+        made = small[mean].double().cpu() - tensors[mean].double().cpu()  # constants that the cut itself puts there
+        result |= _taken_over(before[tap.node], after[tap.node], tensors, (mean, variance), made)
     return result
 
 
@@ -137,15 +139,16 @@ def _observe(
 
 
 def _taken_over(
-    dense: _Moments, small: _Moments, tensors: Mapping[str, Tensor], mean: str, variance: str
+    dense: _Moments, small: _Moments, tensors: Mapping[str, Tensor], names: tuple[str, str], made: Tensor
 ) -> dict[str, Tensor]:
     """The differences in units of the dense deviation, times the running one."""
     if dense.count < FEWEST:
         return {}
     (m, v), (m_cut, v_cut) = dense.both, small.both
+    mean, variance = names
     running = tensors[variance].detach().double().cpu()
     moves = v > 1e-5 * m.square().clamp(min=1e-30)  # sums in float32 leave up to 1e-6 where nothing varies
     safe = torch.where(moves, v, 1.0)
-    shift = torch.where(moves, (m_cut - m) * (running / safe).sqrt(), 0.0)
+    shift = torch.where(moves, (m_cut - m - made) * (running / safe).sqrt(), 0.0)
     change = torch.where(moves, running * (v_cut / safe - 1), 0.0)
     return {name: value for name, value in ((mean, shift), (variance, change)) if bool(value.any())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Captured
 from coreprune.priors.data import Data, Drawn
 from coreprune.priors.gaussian import Gaussian
-from coreprune.priors.generated import Generated, writes
+from coreprune.priors.generated import Generated, places, writes
 from coreprune.priors.matched import Matched, matches
 from coreprune.priors.text import Text, reads
 
@@ -112,14 +113,22 @@ def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Te
     without one writes its own; images are matched to BatchNorm statistics where that costs at most AFFORDABLE;
     all else gets noise.
     """
+    if captured.path:  # blocks are observed on what they were given with the example
+        return Gaussian()
     if token_tables(captured):
+        prior: Gaussian | Generated | Text = Gaussian()
         if reads(model):
-            return Text(length=WINDOW) if writes(model) else Text()
-        return Generated() if writes(model) else Gaussian()
-    if matches(model):
-        prior = Matched()
-        cost = 3 * prior.count * prior.steps * _operations(captured) / max(batch_size(captured), 1)
-        return prior if cost <= AFFORDABLE else Gaussian()
+            prior = Text(length=WINDOW) if writes(model) else Text()
+        elif writes(model):
+            prior = Generated()
+        return prior if isinstance(prior, Gaussian) or _follow(captured, prior, model) else Gaussian()
+    leaves = pytree.tree_leaves(captured.arguments)
+    image = any(isinstance(v, Tensor) and v.is_floating_point() for v in leaves)
+    norms = any(str(node.target).startswith("aten.batch_norm") for node in captured.graph.graph.nodes)
+    if image and norms and matches(model):
+        images = Matched()
+        cost = 3 * images.count * images.steps * _operations(captured) / max(batch_size(captured), 1)
+        return images if cost <= AFFORDABLE else Gaussian()
     return Gaussian()
 
 
@@ -136,14 +145,26 @@ def settled(
     """
     if isinstance(prior, Matched):
         return Drawn(prior.draw(model, captured.arguments, seed, progress), False, prior.said, True), None
+    if isinstance(prior, Data) and isinstance(prior.loader, Iterator):  # it can be read once
+        return replace(prior, loader=list(prior.loader)), None
     if not isinstance(prior, (Generated, Text)):
         return prior, None
     ids = prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
     rows = min(max(2, POSITIONS // ids.shape[1]), len(ids))  # of a batch, which the network is then captured with
     calls = [_with_tokens(captured, part) for part in ids[: len(ids) // rows * rows].split(rows)]
     own = isinstance(prior, Text) and prior.data_used
-    law = Data([kwargs or args for args, kwargs in calls]) if own else Drawn(calls, False, prior.said)
+    law = Drawn(calls, False, prior.said, given=own)
     return law, _with_tokens(captured, ids[:rows])
+
+
+def _follow(captured: Captured, prior: Generated | Text, model: nn.Module) -> bool:
+    """Whether text can be put in the place of the example's tokens."""
+    try:
+        rows = torch.zeros(batch_size(captured) + 1, min(prior.length, places(model)), dtype=torch.int64)
+        _with_tokens(captured, rows if isinstance(prior, Generated) else prior.draw(model)[: len(rows)])
+    except InvalidInputError:
+        return False
+    return True
 
 
 def _operations(captured: Captured) -> float:
@@ -176,11 +197,20 @@ def _with_tokens(captured: Captured, ids: Tensor) -> Arguments:
     name = max(names, key=lambda one: token_tables(captured)[one], default=None)
     if name is None:
         raise InvalidInputError("the network reads no tokens, so that text is no prior of it: give prior='noise'")
-    shape = named[name].shape
+    shape, rows = named[name].shape, token_tables(captured)[name]
+    if int(ids.max()) >= rows:
+        raise InvalidInputError(
+            f"the text has token {int(ids.max())} and the network a table of {rows}: give the network's own tokenizer"
+        )
 
     def following(value: Any) -> Any:
         if value is named[name]:
             return ids.to(value.device, value.dtype)
+        if isinstance(value, Tensor) and value.shape[:1] == shape[:1] and value.shape != shape:
+            raise InvalidInputError(
+                f"an input of shape {tuple(value.shape)} goes with the tokens, so that text cannot take their place: "
+                "give example_inputs with the tokens alone, or prior='noise'"
+            )
         if not isinstance(value, Tensor) or value.shape != shape:
             return value
         first = value.flatten()[0]

@@ -27,6 +27,7 @@ from coreprune.maths.shrink import shrunk
 from coreprune.model.capture import first_line
 from coreprune.model.site import Inspection, Location, Maker, Reader, Site
 from coreprune.plan import Cut
+from coreprune.priors.gaussian import Gaussian
 
 __all__ = ["Survey", "cut_site", "decide_network", "network_curves", "surveyed"]
 
@@ -167,7 +168,7 @@ def _observe(
             found.graphs, tensors, taps, batches, batch_statistics=forced(request.prior), every=text
         )
     except (RuntimeError, IndexError, TypeError) as error:
-        if not request.prior.data_used:
+        if isinstance(request.prior, Gaussian):
             raise
         raise InvalidInputError(
             f"the data do not fit the network as it was captured ({first_line(error)}): give batches in the shape "

@@ -115,15 +115,17 @@ class Drawn(Data):
         source: where they come from, in words.
         forced: BatchNorms are to use the statistics of these inputs and not their own, as where the inputs agree with
             them only nearly.
+        given: they come from the user.
     """
 
     source: str = "inputs drawn"
     forced: bool = False
+    given: bool = False
 
     @property
     def data_used(self) -> bool:
-        """False."""
-        return False
+        """Whether they are the user's all the same, as a text file is."""
+        return self.given
 
     @property
     def said(self) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from coreprune.errors import InvalidInputError
 
-__all__ = ["Generated", "sample", "writes"]
+__all__ = ["Generated", "places", "sample", "writes"]
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ class Generated:
             )
         if self.length < 4 or self.tokens < self.length or not self.temperature > 0 or self.together < 1:
             raise InvalidInputError(f"{self} was given: give at least 4 tokens in a sequence, and one sequence")
+        length = min(self.length, places(model))
         generator = torch.Generator().manual_seed(seed)
         config: Any = model.config
         size, first = int(config.get_text_config().vocab_size), _first(config)
-        count = -(-self.tokens // self.length)
+        count = -(-self.tokens // length)
         starts = torch.randint(size, (count, 1), generator=generator)
         if first is not None:
             starts = torch.cat([torch.full((count, 1), first), starts], 1)
@@ -71,11 +72,11 @@ class Generated:
         for part in starts.split(self.together):
             done = sum(one.numel() for one in parts)
 
-            def step(length: int, done: int = done, rows: int = len(part)) -> None:
+            def step(reached: int, done: int = done, rows: int = len(part)) -> None:
                 if progress:
-                    progress(done + rows * length, count * self.length, "writing text")
+                    progress(done + rows * reached, count * length, "writing text")
 
-            parts.append(sample(writer, part, self.length, generator, self.temperature, step))
+            parts.append(sample(writer, part, length, generator, self.temperature, step))
         return torch.cat(parts)
 
 
@@ -86,6 +87,14 @@ def writes(model: nn.Module) -> bool:
     if config is None or not callable(able) or getattr(config, "is_encoder_decoder", False) or not able():
         return False
     return "input_ids" in inspect.signature(model.forward).parameters and hasattr(config, "get_text_config")
+
+
+def places(model: nn.Module) -> int:
+    """The longest sequence that a network of `transformers` has places for."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    known = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return min((n for n in known if isinstance(n, int) and n > 0), default=2**31)
 
 
 @torch.inference_mode()

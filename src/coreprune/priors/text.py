@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.errors import InvalidInputError
+from coreprune.priors.generated import places
 
 __all__ = ["Text", "reads"]
 
@@ -69,14 +70,15 @@ class Text:
         bare = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"] if lines else []
         running = torch.tensor([token for line in bare for token in line])
         before, after = _around(tokenizer)
-        inner = self.length - len(before) - len(after)
+        length = min(self.length, places(model))
+        inner = length - len(before) - len(after)
         count = running.numel() // max(inner, 1)
         if inner < 1 or not count:
             raise InvalidInputError(
-                f"{file.name} has {running.numel()} tokens, too few for one sequence of {self.length}: give more text"
+                f"{file.name} has {running.numel()} tokens, too few for one sequence of {length}: give more text"
             )
         windows = running[: count * inner].view(count, inner)
-        wanted = max(1, self.tokens // self.length)
+        wanted = max(1, self.tokens // length)
         if count > wanted:
             windows = windows[torch.linspace(0, count - 1, wanted).long()]
         ends = [torch.tensor(part, dtype=torch.int64).expand(len(windows), -1) for part in (before, after)]

@@ -16,6 +16,8 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
         kind: the class of the network, which opens it.
     """
     recipe, size = structure["recipe"], structure["size"]
+    trained = recipe.get("distilled")
+    how = "and then trained to agree with the dense network" if trained else "without fine-tuning"
     less = 1 - size["parameters"] / max(size["dense_parameters"], 1)
     lines = [
         "---",
@@ -25,7 +27,7 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
         "",
         f"# A smaller {kind}",
         "",
-        f"Made by coreprune without fine-tuning: {size['dense_parameters']:,} parameters became "
+        f"Made by coreprune {how}: {size['dense_parameters']:,} parameters became "
         f"{size['parameters']:,} ({100 * less:.1f} % fewer). Units of hidden layers were removed, and those that stay "
         "were given new outgoing weights that stand for them.",
         "",
@@ -33,6 +35,7 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
         f"- Prior: {recipe['prior']}",
         f"- Data used: {'yes' if recipe['data_used'] else 'no'}",
         f"- Seed: {recipe['seed']}",
+        *([] if not trained else [_training(trained)]),
         *(f"- Command: `{command}`" for command in recipe.get("commands", ())),
         *(f"- {name} {version}" for name, version in (recipe.get("versions") or {}).items()),
         "",
@@ -59,3 +62,10 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _training(trained: Mapping[str, Any]) -> str:
+    """What `coreprune.distill` did, in a line."""
+    used = "yes" if trained["data_used"] else "no"
+    loss = f"{trained['before']:.4g} -> {trained['after']:.4g}"
+    return f"- Trained: {trained['steps']:,} steps on {trained['prior']}, data used: {used}; loss {loss}"
