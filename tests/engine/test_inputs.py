@@ -257,7 +257,7 @@ def test_an_input_that_goes_with_the_tokens_and_cannot_follow_is_refused():
         def forward(self, ids: Tensor, image: Tensor) -> Tensor:
             return super().forward(ids) + image.mean((1, 2))[:, None, None]
 
-    with pytest.raises(InvalidInputError, match=r"an input .*text cannot be put in their place"):
+    with pytest.raises(InvalidInputError, match=r"an input .*text cannot take their place"):
         with_tokens((tokens(), torch.zeros(2, 4, 4)), tokens(5, 11), Captions())
 
 
