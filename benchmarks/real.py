@@ -37,7 +37,7 @@ import coreprune as cp
 from cifar import load, pictures, standardised
 from datasets import add_data_option
 from networks import minilm, smollm2
-from records import results, write_record
+from records import commit, results, write_record
 
 Row = dict[str, Any]
 Measure = Callable[[nn.Module], float]
@@ -343,7 +343,8 @@ def markdown(networks: Mapping[str, dict[str, Any]]) -> str:
         what, form, _ = NETWORKS[name]
         dense = body["rows"][0]
         text.append(
-            f"**{name}**, {body['rows'][1]['dense_parameters']:,} numbers; {what}: dense {dense['figure']:{form}}\n"
+            f"**{name}**, {body['rows'][1]['dense_parameters']:,} numbers; {what}: dense {dense['figure']:{form}}; "
+            f"measured on commit {body['commit']}\n"
         )
         text.append("| cut | units | method | figure | parameters removed | seconds | check | data used | prior |")
         text.append("|" + "---|" * 9)
@@ -377,8 +378,9 @@ def main() -> None:
     args = parser.parse_args()
     for name in [args.only] if args.only else NETWORKS:
         start = time.perf_counter()
+        at = commit()
         rows, more = NETWORKS[name][2](args.data)
-        write({name: {"rows": rows, **more, "wall_seconds": time.perf_counter() - start}})
+        write({name: {"rows": rows, **more, "commit": at, "wall_seconds": time.perf_counter() - start}})
 
 
 def write(new: Mapping[str, dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 import coreprune
 
-__all__ = ["results", "write_record"]
+__all__ = ["commit", "results", "write_record"]
 
 
 def results() -> Path:
@@ -24,14 +24,19 @@ def results() -> Path:
     return folder
 
 
-def write_record(name: str, body: Mapping[str, Any]) -> None:
-    """Write body as JSON, with versions, commit, machine and date."""
-    commit = subprocess.run(
+def commit() -> str:
+    """The commit that the working tree stands on."""
+    found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     )
+    return found.stdout.strip()
+
+
+def write_record(name: str, body: Mapping[str, Any]) -> None:
+    """Write body as JSON, with versions, commit, machine and date."""
     about = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "coreprune": coreprune.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
