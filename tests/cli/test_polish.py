@@ -23,7 +23,8 @@ COMMANDS = sorted(cli.commands)
 RUN = "from coreprune.cli.main import main; main()"
 #: the same, held up between two files of the result until it is stopped
 HELD = f"""
-import sys, time, coreprune
+import signal, sys, time, coreprune
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests in the background ignores it
 module = sys.modules["coreprune.result"]
 write = module.write_json
 def held(*words):
