@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from coreprune.maths.merge import centres_of, lloyd
+
 __all__ = ["inertia", "k_means", "membership"]
 
 ROUNDS = 300
@@ -28,13 +30,13 @@ def k_means(points: Tensor, k: int, generator: Generator, starts: int = 10) -> T
         return torch.arange(k)
     if points.shape[1] > len(points):  # coordinates in the span of the points: the same distances
         points = torch.linalg.qr(points.T, mode="r").R.T.contiguous()
-    runs = [_lloyd(points, _seeds(points, k, generator)) for _ in range(starts)]
+    runs = [lloyd(points, _seeds(points, k, generator), ROUNDS) for _ in range(starts)]
     return min(runs, key=lambda label: inertia(points, label))
 
 
 def inertia(points: Tensor, label: Tensor) -> float:
     """Σ of squared distances to the centroids."""
-    centre = _centres(points, label, int(label.max()) + 1)
+    centre = centres_of(points, label, int(label.max()) + 1)
     return float((points - centre[label]).square().sum())
 
 
@@ -51,7 +53,7 @@ def membership(points: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """
     k = int(label.max()) + 1
     U = torch.nn.functional.one_hot(label, k).to(points.dtype)
-    gap = (points - _centres(points, label, k)[label]).square().sum(1)
+    gap = (points - centres_of(points, label, k)[label]).square().sum(1)
     first = torch.where(U > 0, gap[:, None], torch.inf).argmin(0)
     order = torch.argsort(first)
     return first[order], U[:, order]
@@ -69,23 +71,3 @@ def _seeds(points: Tensor, k: int, generator: Generator) -> Tensor:
             chosen.append(next(i for i in range(len(points)) if i not in chosen))
         gap = torch.minimum(gap, (points - points[chosen[-1]]).square().sum(1))
     return points[chosen]
-
-
-def _lloyd(points: Tensor, centres: Tensor) -> Tensor:
-    k, label = len(centres), torch.full((len(points),), -1)
-    for _ in range(ROUNDS):
-        distance = torch.cdist(points, centres)
-        new = distance.argmin(1)
-        for empty in (torch.bincount(new, minlength=k) == 0).nonzero()[:, 0]:
-            crowded = torch.bincount(new, minlength=k)[new] > 1
-            far = torch.where(crowded, distance.gather(1, new[:, None])[:, 0], -1.0).argmax()
-            new[far] = empty
-        if torch.equal(new, label):
-            break
-        label, centres = new, _centres(points, new, k)
-    return label
-
-
-def _centres(points: Tensor, label: Tensor, k: int) -> Tensor:
-    count = torch.bincount(label, minlength=k).to(points.dtype).clamp(min=1)
-    return points.new_zeros(k, points.shape[1]).index_add_(0, label, points) / count[:, None]

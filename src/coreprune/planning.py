@@ -6,14 +6,14 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
 from coreprune.engine.correction import corrections
-from coreprune.engine.inputs import PRIORS, Prior, automatic, inputs, prior_of, settled
+from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior, inputs, prior_of, settled
 from coreprune.engine.local import Progress, Request, curves, decide
 from coreprune.engine.network import Survey, decide_network, surveyed
 from coreprune.errors import InvalidInputError, UnsupportedModelError
@@ -223,10 +223,8 @@ def _check(wish: Wish) -> None:
             raise InvalidInputError(f"{name}={value!r} was asked: give a dict with names as keys, such as {{'0': 150}}")
     if isinstance(wish.remove, Mapping) and not (wish.remove and all(isinstance(k, str) for k in wish.remove)):
         raise InvalidInputError(f"remove={wish.remove!r} was asked: give a fraction, or a dict with sites as keys")
-    if isinstance(wish.prior, str) and wish.prior not in {"auto", *PRIORS}:
-        raise InvalidInputError(f"prior={wish.prior!r} was asked: there are auto, {', '.join(PRIORS)}")
-    if wish.prior is not None and not isinstance(wish.prior, (str, *get_args(Prior))):
-        raise InvalidInputError(f"prior={wish.prior!r} was given: give a name, a coreprune.Gaussian or another prior")
+    if wish.prior is not None:
+        check_prior(wish.prior)
     if wish.data is not None and not isinstance(wish.data, Iterable):
         raise InvalidInputError(f"data={wish.data!r} was given: give a loader, or a list of batches")
     if wish.uniform not in {True, False, "config"}:

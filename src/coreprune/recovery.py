@@ -8,19 +8,18 @@ import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.distill import LOSSES, Supply, Training, agreement_of, train
-from coreprune.engine.inputs import PRIORS, Prior, automatic, prior_of, settled
+from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior, prior_of, settled
 from coreprune.engine.local import Progress, generator_for
-from coreprune.engine.observe import Arguments
 from coreprune.engine.probes import synthesise
 from coreprune.errors import InvalidInputError, UnsupportedModelError
-from coreprune.model.capture import Captured, rebuilt
+from coreprune.model.capture import Arguments, Captured, rebuilt
 from coreprune.model.discover import discover
 from coreprune.model.network import plain_module
 from coreprune.model.tensors import tensors_of
@@ -166,10 +165,7 @@ def _check(small: Any, dense: Any, wish: Wish) -> None:
         raise InvalidInputError(f"rate={wish.rate!r} was asked: give a number between 0 and 1, such as 1e-4")
     if wish.loss not in {"auto", *LOSSES}:
         raise InvalidInputError(f"loss={wish.loss!r} was asked: there are auto, {', '.join(LOSSES)}")
-    if isinstance(wish.prior, str) and wish.prior not in {"auto", *PRIORS}:
-        raise InvalidInputError(f"prior={wish.prior!r} was asked: there are auto, {', '.join(PRIORS)}")
-    if not isinstance(wish.prior, (str, *get_args(Prior))):
-        raise InvalidInputError(f"prior={wish.prior!r} was given: give a name, a coreprune.Gaussian or another prior")
+    check_prior(wish.prior)
     if wish.data is not None and wish.prior != "auto":
         raise InvalidInputError("both prior= and data= were given: give one of them")
     if wish.data is not None and not isinstance(wish.data, Iterable):

@@ -14,31 +14,11 @@ from helpers import equal_states, lenet_like, two_sites, wider
 from safetensors.torch import save_file
 
 import coreprune as cp
-from coreprune.cli.main import main
 from coreprune.demo import architecture
 from coreprune.demo import run as demo_run
 
 MODEL = "helpers:two_sites"
 SAMPLED = ["--method", "sampling"]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """Runs a command in an empty directory: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["coreprune", *map(str, words)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as leave:
-            code = leave.code or 0
-        return code, *capfd.readouterr()
-
-    return call
 
 
 def good(result):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import coreprune as cp
 from coreprune.engine import inputs as module
+from coreprune.engine import probes
 from coreprune.engine.inputs import AFFORDABLE, PRIORS, automatic, forced, inputs, prior_of, settled
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import capture
@@ -128,7 +129,7 @@ def test_what_cannot_be_counted_is_not_cheap(monkeypatch):
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
-    monkeypatch.setattr(module, "run", fails)
+    monkeypatch.setattr(probes, "run", fails)
     model = images()
     assert automatic(model, capture(model, torch.zeros(2, 3, 8, 8))) == Gaussian()
 

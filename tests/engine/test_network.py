@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import coreprune as cp
 from coreprune.engine import network
 from coreprune.engine.local import Request
-from coreprune.engine.network import cut_site, decide_network, network_curves
+from coreprune.engine.network import cut_site, decide_network, surveyed
 from coreprune.engine.observe import Observed
 from coreprune.errors import InvalidInputError
 from coreprune.maths.methods import METHODS
@@ -256,7 +256,7 @@ def test_a_repeated_unit_is_replaced_by_its_twin(block):
 
 def test_curves_fall_to_nothing(mixed, stream):
     for model, found in (mixed, stream):
-        curves = network_curves(found, tensors(model), request())
+        curves = surveyed(found, tensors(model), request()).curves
         assert list(curves) == [s.name for s in found.sites]
         for one in found.sites:
             curve = curves[one.name]
@@ -267,7 +267,7 @@ def test_curves_fall_to_nothing(mixed, stream):
 def test_a_curve_says_what_a_cut_leaves(mixed):
     """err(k) is the share of the energy that the cut to k units reports, where there is one reader."""
     model, found = mixed
-    curves = network_curves(found, tensors(model), request())
+    curves = surveyed(found, tensors(model), request()).curves
     for width in (1, 3):
         for cut in decide_network(found, tensors(model), dict.fromkeys(WIDTHS, width), request()):
             assert len(cut.coresets) == 1
@@ -281,7 +281,7 @@ def test_dead_units_are_free():
     with torch.no_grad():
         model[0].weight[[1, 4]] = 0
     found = discover_network(model, torch.randn(4, 2, 9))
-    curve = network_curves(found, tensors(model), request())["0"]
+    curve = surveyed(found, tensors(model), request()).curves["0"]
     assert float(curve[4]) == 0 and float(curve[3]) > 1e-4
     (cut,) = decide_network(found, tensors(model), {"0": 4}, request())
     assert cut.kept.tolist() == [0, 2, 3, 5] and cut.evidence["relative_error"] < 1e-4

@@ -16,7 +16,7 @@ from torch import nn
 from coreprune import recovery
 from coreprune.cli.common import Source, progress_bar, source_of
 from coreprune.cli.foretold import foretold
-from coreprune.cli.output import dumped, json_option, numbers_of, recorded
+from coreprune.cli.output import dumped, echo_perplexities, json_option, numbers_of, recorded
 from coreprune.engine.distill import LOSSES
 from coreprune.engine.inputs import PRIORS
 from coreprune.errors import CheckpointError, InvalidInputError
@@ -97,8 +97,7 @@ def finetune(
     click.echo(f"on {facts['held_out']} inputs held out: {facts['before']:.4g} -> {facts['after']:.4g}")
     if not facts["after"] < facts["before"]:
         click.echo("it did not fall: give another --rate, or more --steps")
-    for one in structure["recipe"].get("perplexity", ()):
-        click.echo(f"perplexity on {one['text']}: {one['dense']:.2f} -> {one['small']:.2f}")
+    echo_perplexities(structure["recipe"])
     click.echo(f"written to {out}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from coreprune.report.cost import Change
 from coreprune.report.numbers import Numbers, numbers
 from coreprune.result import Pruned, read_structure
 
-__all__ = ["dumped", "json_option", "numbers_of", "recorded", "weight_bytes", "write"]
+__all__ = ["dumped", "echo_perplexities", "json_option", "numbers_of", "recorded", "weight_bytes", "write"]
 
 
 def json_option(command: Any) -> Any:
@@ -55,9 +56,14 @@ def write(small: Pruned, out: str, source: Source, *, force: bool, as_json: bool
         click.echo(dumped(numbers_of(out, source.directory).to_json()))
         return
     click.echo(small.summary())
-    for one in small.plan.recipe.get("perplexity", ()):
-        click.echo(f"perplexity on {one['text']}: {one['dense']:.2f} -> {one['small']:.2f}")
+    echo_perplexities(small.plan.recipe)
     click.echo(f"written to {out}{how}")
+
+
+def echo_perplexities(recipe: Mapping[str, Any]) -> None:
+    """Print what `coreprune.cli.foretold` measured, if it did."""
+    for one in recipe.get("perplexity", ()):
+        click.echo(f"perplexity on {one['text']}: {one['dense']:.2f} -> {one['small']:.2f}")
 
 
 def numbers_of(out: str | Path, dense: str | Path | None = None, beside: Beside | None = None) -> Numbers:

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
-from coreprune.engine.observe import Arguments, run
-from coreprune.model.capture import Captured
+from coreprune.engine.observe import normalises, run
+from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection, Tap
 from coreprune.plan import Cut
 from coreprune.surgery.edits import edited
@@ -114,7 +114,7 @@ def _norms(captured: Captured) -> list[tuple[Tap, str, str]]:
     """A tap at the input of every BatchNorm with running statistics, and their names; none for those used twice."""
     found = []
     for node in captured.graph.graph.nodes:
-        if str(node.target).startswith(("aten.batch_norm", "aten._native_batch_norm_legit_no_training")):
+        if normalises(node.target):
             mean, variance = (captured.states.get(a.name, "") if isinstance(a, fx.Node) else "" for a in node.args[3:5])
             if mean and variance:
                 found.append((Tap(0, node.name, node.args[0].name, 1, torch.zeros(0, 1, 1).long()), mean, variance))

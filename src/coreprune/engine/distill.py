@@ -35,11 +35,10 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.local import Progress
-from coreprune.engine.observe import Arguments
 from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.io.checkpoint import read_tensors, write_tensors
 from coreprune.io.sidecar import read_json, write_json
-from coreprune.model.capture import evaluating, first_line
+from coreprune.model.capture import Arguments, evaluating, first_line
 from coreprune.priors.generated import writes
 
 __all__ = ["LOSSES", "Agreement", "State", "Supply", "Training", "agreement_of", "moved", "rate_at", "train"]

@@ -19,11 +19,11 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import Double, wide
-from coreprune.engine.observe import Arguments, run
+from coreprune.engine.observe import run
 from coreprune.engine.probes import cropped, fits, synthesise
 from coreprune.errors import CorepruneError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
-from coreprune.model.capture import Captured, capture, evaluating, first_line
+from coreprune.model.capture import Arguments, Captured, capture, evaluating, first_line
 from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Tap
 from coreprune.model.tensors import tensors_of

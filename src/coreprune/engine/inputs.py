@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,17 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune.engine.local import Progress
-from coreprune.engine.observe import Arguments, run
-from coreprune.engine.probes import batch_size, fits, fitting, synthesise, token_tables
+from coreprune.engine.observe import normalises
+from coreprune.engine.probes import batch_size, fits, fitting, on_meta, synthesise, token_tables
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import Captured
+from coreprune.model.capture import Arguments, Captured
 from coreprune.priors.data import Data, Drawn
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated, places, writes
 from coreprune.priors.matched import Matched, matches
 from coreprune.priors.text import Text, reads
 
-__all__ = ["PRIORS", "Prior", "automatic", "drawn", "forced", "inputs", "prior_of", "settled"]
+__all__ = ["PRIORS", "Prior", "automatic", "check_prior", "drawn", "forced", "inputs", "prior_of", "settled"]
 
 Prior = Gaussian | Data | Generated | Text | Matched
 
@@ -44,6 +44,14 @@ AFFORDABLE = 2**42
 POSITIONS, PIXELS, PROBES = 4096, 2**16, 8
 #: inputs and pixels that are run together, if the network takes batches of that size
 TOGETHER, AREA = 4, 2**18
+
+
+def check_prior(prior: Any) -> None:
+    """Raise InvalidInputError unless it is a prior, or the name of one."""
+    if isinstance(prior, str) and prior not in {"auto", *PRIORS}:
+        raise InvalidInputError(f"prior={prior!r} was asked: there are auto, {', '.join(PRIORS)}")
+    if not isinstance(prior, (str, *get_args(Prior))):
+        raise InvalidInputError(f"prior={prior!r} was given: give a name, a coreprune.Gaussian or another prior")
 
 
 def prior_of(prior: Gaussian | Data) -> str:
@@ -124,7 +132,7 @@ def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Te
         return prior if isinstance(prior, Gaussian) or _follow(captured, prior, model) else Gaussian()
     leaves = pytree.tree_leaves(captured.arguments)
     image = any(isinstance(v, Tensor) and v.is_floating_point() for v in leaves)
-    norms = any(str(node.target).startswith("aten.batch_norm") for node in captured.graph.graph.nodes)
+    norms = any(normalises(node.target) for node in captured.graph.graph.nodes)
     if image and norms and matches(model):
         images = Matched()
         cost = 3 * images.count * images.steps * _operations(captured) / max(batch_size(captured), 1)
@@ -169,20 +177,13 @@ def _follow(captured: Captured, prior: Generated | Text, model: nn.Module) -> bo
 
 def _operations(captured: Captured) -> float:
     """Floating operations of one forward pass on the example."""
-    nodes = {n.name: n for n in captured.graph.graph.nodes if n.name in captured.states}
-    shapes = {captured.states[name]: node.meta["val"] for name, node in nodes.items()}
-    meta = {name: torch.empty(tuple(v.shape), dtype=v.dtype, device="meta") for name, v in shapes.items()}
 
     def shape(value: Any) -> Any:
         return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
 
-    counter = FlopCounterMode(display=False)
-    try:
-        with counter:
-            run(captured, meta, pytree.tree_map(shape, captured.arguments))
-    except Exception:  # whatever an operator raises on shapes alone
-        return math.inf
-    return float(counter.get_total_flops())
+    with FlopCounterMode(display=False) as counter:
+        outputs = on_meta(captured, pytree.tree_map(shape, captured.arguments))
+    return math.inf if outputs is None else float(counter.get_total_flops())
 
 
 def _with_tokens(captured: Captured, ids: Tensor) -> Arguments:
@@ -193,11 +194,11 @@ def _with_tokens(captured: Captured, ids: Tensor) -> Arguments:
     """
     leaves, spec = pytree.tree_flatten(captured.arguments)
     named = dict(zip(captured.inputs, leaves, strict=True))
-    names = [name for name in token_tables(captured) if named[name].dim() == 2]
-    name = max(names, key=lambda one: token_tables(captured)[one], default=None)
+    tables = {name: rows for name, rows in token_tables(captured).items() if named[name].dim() == 2}
+    name = max(tables, key=lambda one: tables[one], default=None)
     if name is None:
         raise InvalidInputError("the network reads no tokens, so that text is no prior of it: give prior='noise'")
-    shape, rows = named[name].shape, token_tables(captured)[name]
+    shape, rows = named[name].shape, tables[name]
     if int(ids.max()) >= rows:
         raise InvalidInputError(
             f"the text has token {int(ids.max())} and the network a table of {rows}: give the network's own tokenizer"

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from coreprune.engine.observe import Arguments
 from coreprune.engine.verify import FEWEST, Verification, exceeded
 from coreprune.errors import InvalidInputError
 from coreprune.maths.certificate import relative_error
-from coreprune.model.capture import evaluating, first_line
+from coreprune.model.capture import Arguments, evaluating, first_line
 
 __all__ = ["measured"]
 

@@ -29,7 +29,7 @@ from coreprune.model.site import Inspection, Location, Maker, Reader, Site
 from coreprune.plan import Cut
 from coreprune.priors.gaussian import Gaussian
 
-__all__ = ["Survey", "cut_site", "decide_network", "network_curves", "surveyed"]
+__all__ = ["Survey", "cut_site", "decide_network", "surveyed"]
 
 _DOUBLE = 1024  # entries of a site up to which everything is computed in float64
 
@@ -90,11 +90,6 @@ def surveyed(found: Inspection, tensors: Mapping[str, Tensor], request: Request)
         curves[site.name] = (path.curve(site.units, total) / total).double()
         paths[site.name] = replace(path, factor=None)  # as large as a covariance
     return Survey(seen, paths, curves)
-
-
-def network_curves(found: Inspection, tensors: Mapping[str, Tensor], request: Request) -> dict[str, Tensor]:
-    """The curves of `surveyed` alone."""
-    return dict(surveyed(found, tensors, request).curves)
 
 
 def cut_site(

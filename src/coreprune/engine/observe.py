@@ -15,12 +15,11 @@ from torch.utils import _pytree as pytree
 from coreprune.engine.double import aliases, mapped, written
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.streaming import Stream, finite, squared
-from coreprune.model.capture import Captured
+from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Tap
 
-__all__ = ["Moments", "Observed", "as_seen", "moments", "run", "spread"]
+__all__ = ["Moments", "Observed", "as_seen", "moments", "normalises", "run", "spread"]
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Hook = Callable[[Tap, Tensor], Tensor | None]
 
 #: positions per channel below which a BatchNorm keeps its running statistics
@@ -124,12 +123,17 @@ class _Runner(fx.Interpreter):
         bodies = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
         if bodies and name.startswith("wrap_with"):  # a block under no_grad, or under autocast
             return _Runner(args[bodies[0]], self._how).go(args[bodies[0] + 1 :])
-        if self._how.forced and name.startswith(("aten.batch_norm", "aten._native_batch_norm_legit_no_training")):
+        if self._how.forced and normalises(target):
             whole = name.startswith("aten.batch_norm")
             if not (whole and args[5]) and args[3] is not None:
                 result = _normalised(args[:5], args[7] if whole else args[6])
                 return result if whole else (result, result.new_empty(0), result.new_empty(0))
         return super().call_function(target, args, kwargs)
+
+
+def normalises(operator: Any) -> bool:
+    """Whether an operator is a BatchNorm as networks have it in eval mode."""
+    return str(operator).startswith(("aten.batch_norm", "aten._native_batch_norm_legit_no_training"))
 
 
 def _located(graph: fx.GraphModule, taps: Iterable[Tap]) -> dict[fx.Node, list[Tap]]:
@@ -322,7 +326,6 @@ def moments(
     *,
     batch_statistics: bool = False,
     every: bool = False,
-    quick: bool = False,
 ) -> list[Observed]:
     """Mean and covariance of what readers see.
 
@@ -334,8 +337,6 @@ def moments(
             arguments that were recorded with it, once, instead.
         batch_statistics: see `run`.
         every: take in every sample there is, as of text, where neighbours say different things.
-        quick: run float32 maps in bfloat16 where the processor has instructions for it. What is seen is rounded by it,
-            by 0.4 % at most; products and sums of it are not.
 
     Returns:
         One for each reader. Readers that see the same entries of the same value share theirs.
@@ -358,23 +359,17 @@ def moments(
                 taps.setdefault(tap.graph, {})[id(tap)] = tap
                 into.setdefault(id(tap), []).append(seen[key])
 
-    low = quick and torch.cpu._is_avx512_bf16_supported()
-
     def look(tap: Tap, value: Tensor) -> None:
         limit = max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES) // many
         new = samples(value, tap, value.numel() if every else limit)
-        with torch.autocast("cpu", enabled=False):
-            for one in into[id(tap)]:
-                one.add(new.float() if low and new.dtype == torch.bfloat16 else new)
+        for one in into[id(tap)]:
+            one.add(new)
 
     blocks = ((index, graphs[index].arguments) for index in taps if graphs[index].path)
     whole = [index for index in taps if not graphs[index].path]
     for index, arguments in chain(blocks, ((i, a) for a in (batches if whole else ()) for i in whole)):
         at = taps[index].values()
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            run(
-                graphs[index], tensors, arguments, taps=at, hook=look, batch_statistics=batch_statistics, complete=False
-            )
+        run(graphs[index], tensors, arguments, taps=at, hook=look, batch_statistics=batch_statistics, complete=False)
     into.clear()
     done = {}
     for key in list(seen):  # a stream is as large as what comes of it

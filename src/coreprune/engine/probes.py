@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from coreprune.engine.observe import Arguments, run
+from coreprune.engine.observe import run
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import Captured
+from coreprune.model.capture import Arguments, Captured
 
-__all__ = ["batch_size", "cropped", "fits", "fitting", "synthesise"]
+__all__ = ["batch_size", "cropped", "fits", "fitting", "on_meta", "synthesise", "token_tables"]
 
 #: side of an image from which a smaller one may stand for it
 LARGE = 128
@@ -38,7 +38,7 @@ def fits(captured: Captured, batch: int) -> bool:
 
 
 def _fits(captured: Captured, own: int, batch: int) -> bool:
-    outputs = _on_meta(captured, pytree.tree_map(lambda a: _rows(a, own, batch, "meta"), captured.arguments))
+    outputs = on_meta(captured, pytree.tree_map(lambda a: _rows(a, own, batch, "meta"), captured.arguments))
     if outputs is None:
         return False
     nodes = list(captured.graph.graph.nodes)
@@ -58,7 +58,7 @@ def cropped(captured: Captured) -> Captured | None:
         return None
     for part in (4, 2):
         less = replace(captured, arguments=pytree.tree_map(lambda a, part=part: _crop(a, part), captured.arguments))
-        outputs = _on_meta(less, pytree.tree_map(lambda a: _rows(a, 1, 1, "meta"), less.arguments))
+        outputs = on_meta(less, pytree.tree_map(lambda a: _rows(a, 1, 1, "meta"), less.arguments))
         if outputs is not None and all(a.numel() for a in outputs if isinstance(a, Tensor)):
             return less
     return None
@@ -73,7 +73,7 @@ def _crop(value: Any, part: int) -> Any:
     return value
 
 
-def _on_meta(captured: Captured, inputs: Arguments) -> list[Any] | None:
+def on_meta(captured: Captured, inputs: Arguments) -> list[Any] | None:
     """What the graph gives for inputs on the meta device, shapes alone; None where it cannot do with them."""
     held = {captured.states[n.name]: n.meta["val"] for n in captured.graph.graph.nodes if n.name in captured.states}
     tensors = {name: torch.empty(tuple(v.shape), dtype=v.dtype, device="meta") for name, v in held.items()}

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from coreprune.maths.layer import Coreset, Layer
 
-__all__ = ["folding", "neuron_merging"]
+__all__ = ["centres_of", "folding", "lloyd", "neuron_merging"]
 
 ROUNDS = 100
 
@@ -62,9 +62,13 @@ def _k_means(points: Tensor, k: int, generator: Generator) -> Tensor:
             pick = next(i for i in range(n) if i not in chosen)
         chosen.append(pick)
         gap = torch.minimum(gap, (points - points[pick]).square().sum(1))
-    centres = points[chosen].clone()
-    label = torch.full((n,), -1)
-    for _ in range(ROUNDS):
+    return lloyd(points, points[chosen], ROUNDS)
+
+
+def lloyd(points: Tensor, centres: Tensor, rounds: int) -> Tensor:
+    """Lloyd's iterations, `rounds` at most, from given centres; every cluster keeps at least one point, (n,) labels."""
+    k, label = len(centres), torch.full((len(points),), -1)
+    for _ in range(rounds):
         distance = torch.cdist(points, centres)
         new = distance.argmin(1)
         for empty in (torch.bincount(new, minlength=k) == 0).nonzero()[:, 0]:
@@ -73,7 +77,11 @@ def _k_means(points: Tensor, k: int, generator: Generator) -> Tensor:
             new[far] = empty
         if torch.equal(new, label):
             break
-        label = new
-        count = torch.bincount(label, minlength=k).to(points.dtype)
-        centres = torch.zeros_like(centres).index_add_(0, label, points) / count[:, None]
+        label, centres = new, centres_of(points, new, k)
     return label
+
+
+def centres_of(points: Tensor, label: Tensor, k: int) -> Tensor:
+    """Mean of every cluster, (k, d); zero of one without points."""
+    count = torch.bincount(label, minlength=k).to(points.dtype).clamp(min=1)
+    return points.new_zeros(k, points.shape[1]).index_add_(0, label, points) / count[:, None]

@@ -13,7 +13,11 @@ from torch.utils import _pytree as pytree
 
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 
-__all__ = ["Captured", "arguments", "capture", "described", "evaluating", "first_line", "rebuilt"]
+__all__ = ["Arguments", "Captured", "arguments", "capture", "described", "evaluating", "first_line", "rebuilt"]
+
+
+#: what a network is called with, (args, kwargs)
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,16 @@ class Captured:
     states: Mapping[str, str]
     constants: Mapping[str, Tensor]
     inputs: tuple[str, ...]
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    arguments: Arguments
 
-    def feed(self, tensors: Mapping[str, Tensor], arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
+    def feed(self, tensors: Mapping[str, Tensor], arguments: Arguments) -> list[Any]:
         """What to give the graph's placeholders, in order."""
         leaves = dict(zip(self.inputs, pytree.tree_leaves(arguments), strict=True))
         known = {name: tensors[state] for name, state in self.states.items()} | dict(self.constants) | leaves
         return [known[node.name] for node in self.graph.graph.nodes if node.op == "placeholder"]
 
 
-def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(example_inputs: Any) -> Arguments:
     """Example inputs as (args, kwargs): a tensor, a tuple or list of arguments, or a dict of keyword arguments."""
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)

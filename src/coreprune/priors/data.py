@@ -13,6 +13,7 @@ from coreprune.errors import InvalidInputError
 from coreprune.maths.gram import Moments
 from coreprune.maths.propagate import Law
 from coreprune.maths.streaming import Stream
+from coreprune.model.capture import Arguments
 from coreprune.model.site import Site
 from coreprune.surgery.apply import install, spared_copy
 
@@ -72,7 +73,7 @@ class Data:
                 streams[name].add(hidden)
         return {name: Law(Moments(*stream.moments())) for name, stream in streams.items()}
 
-    def calls(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    def calls(self) -> Iterator[Arguments]:
         """The inputs as (args, kwargs) of calls: a dict is keyword arguments, of (input, label) the input counts."""
         seen = False
         for batch in self.loader:
@@ -132,7 +133,7 @@ class Drawn(Data):
         """Where the inputs come from, in words."""
         return self.source
 
-    def calls(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    def calls(self) -> Iterator[Arguments]:
         """The loader's entries, which are (args, kwargs) already."""
         yield from self.loader
 

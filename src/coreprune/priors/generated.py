@@ -121,7 +121,7 @@ def sample(
     device = next(model.parameters()).device
     more = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     config: Any = model.config
-    ends = [one for one in _ends(config) if one is not None]
+    ends = _ends(config)
     written, new, past = [starts], starts.to(device), None
     for at in range(starts.shape[1], length):
         answer: Any = model(input_ids=new, past_key_values=past, use_cache=True, **more)
@@ -139,14 +139,11 @@ def sample(
 
 def _fast(model: nn.Module) -> nn.Module:
     """The model in eval mode, in bfloat16 where the processor has instructions for it: its text is as good."""
-    writer = copy.copy(model)
     parameter = next(model.parameters())
     capable = parameter.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     if parameter.dtype == torch.float32 and capable:
-        writer = copy.deepcopy(model).to(torch.bfloat16)
-    elif model.training:
-        writer = copy.deepcopy(model)
-    return writer.eval() if writer.training else writer
+        return copy.deepcopy(model).to(torch.bfloat16).eval()
+    return copy.deepcopy(model).eval() if model.training else model
 
 
 def _first(config: Any) -> int | None:
@@ -155,7 +152,8 @@ def _first(config: Any) -> int | None:
     return int(first) if isinstance(first, int) else None
 
 
-def _ends(config: Any) -> list[int | None]:
+def _ends(config: Any) -> list[int]:
     """The tokens that end a text."""
     end = getattr(config.get_text_config(), "eos_token_id", None)
-    return list(end) if isinstance(end, (list, tuple)) else [end]
+    every = end if isinstance(end, (list, tuple)) else (end,)
+    return [one for one in every if one is not None]

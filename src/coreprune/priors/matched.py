@@ -24,11 +24,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import arguments, first_line
+from coreprune.model.capture import Arguments, arguments, first_line
 
 __all__ = ["Matched", "matches"]
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
