@@ -346,3 +346,23 @@ def test_the_configuration_of_the_result_is_its_own_and_whole():
     with torch.no_grad():
         all_of, part = small(**padded).last_hidden_state, small(given["input_ids"][1:, :5]).last_hidden_state
     assert torch.allclose(all_of[1, :5], part[0], atol=1e-5)
+
+
+def test_a_tensor_that_is_shared_counts_once():
+    """A tied table is one tensor: a fraction is of what there is."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.up, self.down = nn.Embedding(200, 8), nn.Linear(8, 64), nn.Linear(64, 8)
+            self.head = nn.Linear(8, 200, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, ids):
+            x = self.table(ids)
+            return self.head(x + self.down(torch.relu(self.up(x))))
+
+    model = Tied().eval()
+    small = cp.prune(model, torch.zeros(2, 4, dtype=torch.long), remove=0.2, prior="noise").model
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
+    assert 0.79 < after / before <= 0.8

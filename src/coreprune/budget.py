@@ -136,7 +136,7 @@ def allocate(
     scale = scales[kind]
     _check_round(round_to)
     _, groups = chosen(inspection, ignore, kinds, uniform)
-    size = _operations(inspection, groups) if kind == "flops" else Size(inspection.shapes, groups)
+    size = _operations(inspection, groups) if kind == "flops" else Size(inspection.distinct, groups)
     dense = size(size.units)
     limit = _limit(kind, asked, dense * scale)
     by = [_curve(group, curves, round_to) for group in groups]
@@ -274,9 +274,9 @@ def _evenly(
     inspection: Inspection, groups: Sequence[Sequence[Site]], remove: float, round_to: int | None
 ) -> dict[str, int]:
     """One fraction of units for every site: the smallest that brings the parameters down to the budget."""
-    dense = parameters_after(inspection.shapes, [], {})
+    dense = parameters_after(inspection.distinct, [], {})
     target = (1 - remove) * dense
-    size = Size(inspection.shapes, groups)
+    size = Size(inspection.distinct, groups)
 
     def at(fraction: float) -> list[int]:
         return [_rounded(max(1, round(n * (1 - fraction))), n, round_to) for n in size.units.tolist()]

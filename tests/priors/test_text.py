@@ -88,10 +88,10 @@ def test_every_sequence_begins_and_ends_as_the_tokenizer_would_have_it(tmp_path,
     assert running.tolist() == [i % 26 + 3 for i in range(len(ids) * inner)]  # all tokens once, in order
 
 
-def test_lines_follow_each_other_without_special_tokens_and_blank_ones_are_left_out(tmp_path):
+def test_pieces_follow_each_other_without_special_tokens_and_blank_lines_are_left_out(tmp_path):
     file = written(tmp_path, "abc\n\n   \ndefg\nhij\n")
     ids = Text(file, tokenizer(), length=7).draw(nn.Linear(2, 2))
-    assert ids[:, 1:-1].flatten().tolist() == list(range(3, 13))
+    assert ids[:, 1:-1].flatten().tolist() == [*range(3, 10), UNKNOWN, 10, 11]  # a line within a piece ends as it does
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 3, 7, 20])

@@ -42,6 +42,8 @@ AFFORDABLE = 2**42
 #: Where there are no data: tokens or vectors that are drawn, pixels that are drawn, and the fewest inputs. Deep in a
 #: convolutional net few positions are left of an image, which is why it takes more of them.
 POSITIONS, PIXELS, PROBES = 4096, 2**16, 8
+#: tokens of text that are run together: enough for fast products, and few enough for the predictions of each
+TOKENS = 1024
 #: inputs and pixels that are run together, if the network takes batches of that size
 TOGETHER, AREA = 4, 2**18
 
@@ -158,7 +160,7 @@ def settled(
     if not isinstance(prior, (Generated, Text)):
         return prior, None
     ids = prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
-    rows = min(max(2, POSITIONS // ids.shape[1]), len(ids))  # of a batch, which the network is then captured with
+    rows = min(max(2, TOKENS // ids.shape[1]), len(ids))  # of a batch, which the network is then captured with
     calls = [_with_tokens(captured, part) for part in ids[: len(ids) // rows * rows].split(rows)]
     own = isinstance(prior, Text) and prior.data_used
     law = Drawn(calls, False, prior.said, given=own)

@@ -47,6 +47,7 @@ class Request:
         reweight: replace the method's weights by the least-squares ones on the units it chose.
         draws: draws with replacement, by site, in place of a width; only for the paper's sampling.
         progress: called before each site.
+        costs: whether units are chosen by what they cost the whole network, and not their readers alone.
     """
 
     method: Method
@@ -56,6 +57,7 @@ class Request:
     reweight: bool = False
     draws: Mapping[str, int] = field(default_factory=dict)
     progress: Progress | None = None
+    costs: bool = False
 
 
 def decide(

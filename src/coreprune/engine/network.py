@@ -7,29 +7,36 @@ can be decided in any order and anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from coreprune.engine.inputs import forced, inputs
 from coreprune.engine.local import Request, generator_for
 from coreprune.engine.observe import Observed, moments
+from coreprune.engine.precision import reduced
 from coreprune.engine.probes import token_tables
+from coreprune.engine.sensitivity import sensitivities
 from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.lowrank import about_zero
-from coreprune.maths.readers import Reading, choose, energy, error, kept_of, pooled_energy, replace_for, spread
+from coreprune.maths.readers import Reading, choose, energy, error, kept_of, pooled_energy, replace_for, spread, weighed
 from coreprune.maths.select import Path
 from coreprune.maths.shrink import shrunk
-from coreprune.model.capture import first_line
-from coreprune.model.site import Inspection, Location, Maker, Reader, Site
+from coreprune.model.capture import Arguments, first_line
+from coreprune.model.site import Inspection, Location, Maker, Reader, Site, Tap
 from coreprune.plan import Cut
 from coreprune.priors.gaussian import Gaussian
 
 __all__ = ["Survey", "cut_site", "decide_network", "surveyed"]
+
+#: tokens, or numbers, that gradients are taken of
+SENSED = 8192
 
 _DOUBLE = 1024  # entries of a site up to which everything is computed in float64
 
@@ -41,7 +48,8 @@ class Survey:
     Attributes:
         seen: moments of the units as each reader gets them, by site.
         paths: the greedy path of every site through all numbers of units.
-        curves: err(k), k = 0 … n, of every site on its own: the share of its readers' energy that k units leave.
+        curves: err(k), k = 0 … n, of every site on its own: the share of its readers' energy that k units leave; where
+            costs were observed, what that costs the whole network.
     """
 
     seen: Mapping[str, tuple[Observed, ...]]
@@ -84,10 +92,10 @@ def surveyed(found: Inspection, tensors: Mapping[str, Tensor], request: Request)
     seen = _observe(found, found.sites, tensors, request)
     paths, curves = {}, {}
     for site in found.sites:
-        readings = _readings(site, tensors, seen[site.name])
+        readings = _chosen_by(_readings(site, tensors, seen[site.name]), seen[site.name])
         path = choose(readings, site.units)
         total = pooled_energy(readings)
-        curves[site.name] = (path.curve(site.units, total) / total).double()
+        curves[site.name] = (path.curve(site.units, total) / (1.0 if readings[0].cost else total)).double()
         paths[site.name] = replace(path, factor=None)  # as large as a covariance
     return Survey(seen, paths, curves)
 
@@ -113,7 +121,8 @@ def cut_site(
     """
     readings = _readings(site, tensors, seen)
     if request.method.name == "kernel":
-        path = choose(readings, site.units, keep) if ranked is None else ranked
+        by = _chosen_by(readings, seen)
+        path = choose(by, site.units, keep) if ranked is None else ranked
         kept = path.kept if ranked is None else kept_of(path, site.units, keep)
         own = path if len(readings) == 1 and ranked is None else None
         coresets = tuple(replace_for(reading, kept, own) for reading in readings)
@@ -156,12 +165,9 @@ def _observe(
 ) -> dict[str, tuple[Observed, ...]]:
     """Moments at every reader of the sites, in one pass."""
     taps = [taps for site in sites for taps in found.taps[site.name]]
-    text = bool(token_tables(found.graphs[0]))
     batches = list(inputs(found.graphs[0], request.prior, request.seed))
     try:
-        found_moments = moments(
-            found.graphs, tensors, taps, batches, batch_statistics=forced(request.prior), every=text
-        )
+        found_moments = _seen(found, tensors, taps, batches, request)
     except (RuntimeError, IndexError, TypeError) as error:
         if isinstance(request.prior, Gaussian):
             raise
@@ -171,6 +177,25 @@ def _observe(
         ) from error
     seen = iter(found_moments)
     return {site.name: tuple(next(seen) for _ in found.taps[site.name]) for site in sites}
+
+
+def _seen(
+    found: Inspection,
+    tensors: Mapping[str, Tensor],
+    taps: Sequence[tuple[Tap, ...]],
+    batches: Sequence[Arguments],
+    request: Request,
+) -> list[Observed]:
+    """Moments of every reader, with what errors cost the network where that is asked for."""
+    first, own = found.graphs[0], forced(request.prior)
+    text = bool(token_tables(first))
+    with reduced(first, tensors) if text and not first.path else nullcontext(tensors) as held:
+        result = moments(found.graphs, held, taps, batches, batch_statistics=own, every=text)
+        if request.costs and not first.path:
+            few = _spaced(batches, SENSED)
+            costs = sensitivities(first, held, taps, few, seed=request.seed, batch_statistics=own)
+            result = [replace(one, cost=M) for one, M in zip(result, costs, strict=True)]
+    return result
 
 
 def _readings(site: Site, tensors: Mapping[str, Tensor], seen: tuple[Observed, ...]) -> list[Reading]:
@@ -185,6 +210,21 @@ def _readings(site: Site, tensors: Mapping[str, Tensor], seen: tuple[Observed, .
         weight = _outgoing(tensors[reader.weight.tensor], reader, site.units)
         result.append(Reading(weight, mean, spread, reader.block, constant))
     return result
+
+
+def _chosen_by(readings: list[Reading], seen: Sequence[Observed]) -> list[Reading]:
+    """What to choose the units by: what errors cost the whole network where that was observed of every reader."""
+    costs = [one.cost for one in seen]
+    if any(M is None or not float(M.trace()) > 0 for M in costs):
+        return readings
+    return [weighed(reading, M) for reading, M in zip(readings, costs, strict=True) if M is not None]
+
+
+def _spaced(batches: Sequence[Arguments], inputs: int) -> list[Arguments]:
+    """Batches evenly from all of them, with about so many numbers or tokens."""
+    each = max(sum(leaf.numel() for leaf in pytree.tree_leaves(batches[0]) if isinstance(leaf, Tensor)), 1)
+    wanted = min(max(1, inputs // each), len(batches))
+    return [batches[i] for i in torch.linspace(0, len(batches) - 1, wanted).long().tolist()]
 
 
 def _outgoing(weight: Tensor, reader: Reader, units: int) -> Tensor:

@@ -42,6 +42,7 @@ def run(
     hook: Hook | None = None,
     batch_statistics: bool = False,
     complete: bool = True,
+    grad: bool = False,
 ) -> list[Any]:
     """Run a captured graph, and return its outputs, flattened.
 
@@ -57,6 +58,7 @@ def run(
             what that node gets instead. Other nodes see the original.
         batch_statistics: BatchNorms use the statistics of the batch at hand, see `_normalised`.
         complete: False stops behind the last tap, and returns nothing.
+        grad: whether gradients can be asked for afterwards, of what `hook` makes require them.
     """
     how = _How(_located(captured.graph, taps), hook, _device(captured, tensors, arguments), batch_statistics)
     changed = _written(captured.graph.graph)
@@ -66,7 +68,7 @@ def run(
         if isinstance(value, Tensor):
             moved = value.detach().to(how.device)
             feed[i] = moved.clone() if name in changed else moved
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         outputs = _Runner(captured.graph, how).go(feed, complete=complete)
     return pytree.tree_leaves(outputs) if complete else []
 
@@ -171,18 +173,19 @@ def _normalised(operands: Sequence[Any], eps: float) -> Tensor:
 
     σ² is the running variance: the output has mean β and standard deviation |γ| √(σ²/(σ²+ε)), as it had in training,
     which is |γ| but for channels that were all but dead. Channels that are constant in x keep the running
-    statistics, and so do all where fewer than POSITIONS values per channel are at hand.
+    statistics, and so do all where fewer than POSITIONS values per channel are at hand. To a gradient m and v are
+    constants.
     """
     x, weight, bias, mean, variance = operands
     channels = [1, -1] + [1] * (x.dim() - 2)
     scale = torch.rsqrt(variance + eps)
     around = mean
     if x.numel() >= POSITIONS * x.shape[1]:
-        around = _mean(x)
+        around = _mean(x.detach())
     centred = x - around.reshape(channels).to(x.dtype)
     shift = torch.zeros_like(mean)
     if around is not mean:
-        own = _mean_square(centred)
+        own = _mean_square(centred.detach())
         moves = own > 1e-12 * around.square()
         shift = torch.where(moves, shift, around - mean)
         scale = torch.where(moves, torch.sqrt(variance / (variance + eps)) * torch.rsqrt(own), scale)
@@ -267,11 +270,13 @@ class Observed:
     """What a reader saw of its units: mean (units·block,) and covariance (units·block, units·block), float64.
 
     The covariance is of low rank where samples are few. It is divided by `count`, the number of samples taken in.
+    `cost` is the second moment of the network's gradients there, (units·block, units·block), where it was asked for.
     """
 
     mean: Tensor
     covariance: Tensor | LowRank
     count: int
+    cost: Tensor | None = None
 
 
 class Moments(Stream):

@@ -5,10 +5,11 @@ y_r = W_r h_r + c_r. One set S of units stays for all of them; each reader gets 
 
     Σ_r tr M_r (G_r − G_r[:,S] G_r[S,S]⁻¹ G_r[S,:]) / tr M_r G_r,        M_r = W_rᵀ W_r,
 
-each error relative to the energy of its own output, is what S should make small. With one reader the greedy
-of `coreprune.maths.select` does that. With several it runs on the pooled problem G = mean of G_r, each scaled
-to unit average variance, M = Σ_r M_r scaled alike: the same objective but for a common T. The replacements are
-each reader's own, hence never worse than what the selection saw.
+each error relative to the energy of its own output, is what S should make small. Where it is known what an error
+at each reader costs the whole network, `weighed` puts that in the place of M_r, and the sum is of costs. With one
+reader the greedy of `coreprune.maths.select` does that. With several it runs on the pooled problem G = mean of G_r,
+each scaled to unit average variance, M = Σ_r M_r scaled alike: the same objective but for a common T. The replacements
+are each reader's own, hence never worse than what the selection saw.
 
 A reader without an exact place for a constant has second moments about zero for G_r and no mean; its
 replacement goes through the origin. A convolution is read position by position: M_r sums over the kernel.
@@ -38,7 +39,7 @@ from coreprune.maths.reweight import RIDGE, solve
 from coreprune.maths.select import Path
 from coreprune.maths.streaming import squared
 
-__all__ = ["Reading", "choose", "energy", "error", "kept_of", "pooled_energy", "replace_for", "spread"]
+__all__ = ["Reading", "choose", "energy", "error", "kept_of", "pooled_energy", "replace_for", "spread", "weighed"]
 
 _CHUNK = 2**24  # entries of W that are converted at a time
 
@@ -53,6 +54,7 @@ class Reading:
         covariance: G of the entries, (n·b, n·b); everything is computed in its precision.
         block: b, entries of a unit.
         constant: whether a constant can be put.
+        cost: whether M is what errors cost the whole network, and not the reader's own WᵀW.
     """
 
     outgoing: Tensor
@@ -60,6 +62,7 @@ class Reading:
     covariance: Tensor | LowRank
     block: int = 1
     constant: bool = True
+    cost: bool = False
 
     @cached_property
     def gram(self) -> Tensor:
@@ -87,6 +90,26 @@ class Reading:
         """Of the entries, written out."""
         G = self.covariance
         return Moments(self.mean, G.dense() if isinstance(G, LowRank) else G)
+
+
+def weighed(reading: Reading, M: Tensor) -> Reading:
+    """The same, with AᵀA = M in the place of WᵀW: what to choose by, and not what to report.
+
+    Where u = Wᵀg is the gradient of a linear map with few outputs, M = Wᵀ F W, F = E g gᵀ, is of their number's rank:
+
+        F = W⁺ᵀ M W⁺,    A = R W,    RᵀR = F.
+
+    Args:
+        reading: of n·b entries. M: as `coreprune.engine.sensitivity` has it, (n·b, n·b).
+    """
+    M = M.to(reading.mean)
+    W = reading.matrix
+    if len(W) < len(M):
+        inverse = solve(squared(W.T), W.T).T  # (W Wᵀ)⁻¹ W
+        A = _root(inverse @ M @ inverse.T) @ W
+    else:
+        A = _root(M)
+    return replace(reading, outgoing=A, cost=True)
 
 
 def energy(reading: Reading) -> float:
@@ -229,7 +252,7 @@ def _shares(readings: Sequence[Reading]) -> list[tuple[float, float]]:
     if len(readings) == 1:
         return [(1.0, 1.0)]
     scales = [max(float(reading.covariance.diagonal().mean()), 1e-30) for reading in readings]
-    energies = [max(energy(reading), 1e-30) for reading in readings]
+    energies = [1.0 if reading.cost else max(energy(reading), 1e-30) for reading in readings]
     return [(s * len(readings), e / s) for s, e in zip(scales, energies, strict=True)]
 
 

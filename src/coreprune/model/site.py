@@ -197,9 +197,15 @@ class Inspection:
     makers: Mapping[str, tuple[Maker, ...]] = field(default_factory=dict)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def distinct(self) -> Mapping[str, Shape]:
+        """Shapes of all tensors, one that several modules share under its first name alone: what counts."""
+        others = {name for names in self.aliases.values() for name in names}
+        return {name: shape for name, shape in self.shapes.items() if name not in others}
+
     def governs(self, site: Site) -> int:
         """How many numbers would go if every unit of the site went."""
-        return parameters_after(self.shapes, [], {}) - parameters_after(self.shapes, [site], {site.name: 0})
+        return parameters_after(self.distinct, [], {}) - parameters_after(self.distinct, [site], {site.name: 0})
 
 
 def parameters_after(shapes: Mapping[str, Shape], sites: Iterable[Site], kept: Mapping[str, int]) -> int:

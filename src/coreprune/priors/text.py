@@ -7,6 +7,7 @@ model's prose, in English, is its limit.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,9 @@ class Text:
             raise InvalidInputError(
                 f"no tokenizer lies beside {type(model).__name__}: give prior=Text(tokenizer=...), or prior='noise'"
             )
-        lines = [line for line in text.splitlines() if line.strip()]
-        bare = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"] if lines else []
-        running = torch.tensor([token for line in bare for token in line])
+        pieces = [piece.strip() for piece in re.split(r"\n\s*\n", text) if piece.strip()]
+        bare = tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"] if pieces else []
+        running = torch.tensor([token for piece in bare for token in piece])
         before, after = _around(tokenizer)
         length = min(self.length, places(model))
         inner = length - len(before) - len(after)

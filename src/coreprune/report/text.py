@@ -123,7 +123,7 @@ def inspection_text(found: Inspection, width: int = 80) -> str:
 
     Sites that are alike but for the numbers in their names share a row, and so do refusals.
     """
-    total = sum(math.prod(shape) for shape in found.shapes.values())
+    total = sum(math.prod(shape) for shape in found.distinct.values())
     by_name = {site.name: site for site in found.sites}
     head = ["site", "kind", "units", "activation", "read by", "governs"]
     rows = []
