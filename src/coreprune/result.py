@@ -31,7 +31,7 @@ from coreprune.surgery.attributes import Followed
 __all__ = ["Pruned", "configured", "load", "read_claims", "read_structure"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pruned:
     """The result of `prune` and `apply`.
 
@@ -50,6 +50,14 @@ class Pruned:
     dense_bytes: int
     followed: tuple[Followed, ...] = ()
     configuration: Configuration = field(default_factory=lambda: Configuration(None))
+
+    def __repr__(self) -> str:
+        """The class of the network and its size; `summary` says more, and is what print shows."""
+        return f"Pruned({type(self.model).__name__}, {self.dense_parameters:,} -> {self.parameters:,} parameters)"
+
+    def __str__(self) -> str:
+        """`summary`."""
+        return self.summary()
 
     @property
     def parameters(self) -> int:

@@ -168,7 +168,7 @@ class Refusal:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What can shrink, and what cannot and why.
 
@@ -196,6 +196,12 @@ class Inspection:
     taps: Mapping[str, tuple[tuple[Tap, ...], ...]] = field(default_factory=dict)
     makers: Mapping[str, tuple[Maker, ...]] = field(default_factory=dict)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Every site with its units and what it governs, and every refusal with its reason, as a table."""
+        from coreprune.model.text import inspection_text
+
+        return inspection_text(self)
 
     def governs(self, site: Site) -> int:
         """How many numbers would go if every unit of the site went."""
