@@ -42,6 +42,15 @@ class Pruned:
         dense_bytes: bytes of the same.
         followed: attributes that were changed beside those that the tensors tell.
         configuration: for a model of `transformers`, the configuration that makes the smaller one, or why none does.
+
+    Example:
+        >>> import coreprune as cp
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> small = cp.prune(net, units={"0": 3})
+        >>> small
+        Pruned(Sequential, 58 -> 23 parameters)
+        >>> small.model[0], small.bytes
+        (Linear(in_features=4, out_features=3, bias=True), 92)
     """
 
     model: nn.Module
