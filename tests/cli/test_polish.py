@@ -154,6 +154,27 @@ def test_signals_leave_nothing_half_written(tmp_path, name, number):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_defect_leaves_with_one_and_a_traceback(tmp_path):
+    broken = f"import coreprune.cli.inspect as module\nmodule.inspection_text = None\n{RUN}"
+    process = start(
+        broken, "inspect", MODEL,
+        folder=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    "words", [["inspect", "nothere"], ["prune", MODEL], ["prune", MODEL, "s", "--units", "9=3"], ["no-such-command"]]
+)
+def test_what_can_be_mended_leaves_with_two_and_no_traceback(command, words):
+    code, out, err = command(*words)
+    assert (code, out) == (2, "")
+    assert err
+    assert "Traceback" not in err
+
+
 def test_the_handler_of_signals_is_put_back(command):
     before = signal.getsignal(signal.SIGTERM)
     good(command("info"))

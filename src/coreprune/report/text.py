@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from coreprune.model.text import inspection_text, rows_of, starred, table, wrap
 from coreprune.plan import Plan
 
@@ -53,8 +56,21 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
             else [f"largest norm of an input: {recipe['radius']:.4g} ({recipe['radius_from']})"]
         ),
         *_notes(plan),
+        *_trained(recipe.get("distilled")),
     ]
     return "\n".join(line for text in lines for line in wrap(text))
+
+
+def _trained(facts: Mapping[str, Any] | None) -> list[str]:
+    """How it was trained after the cut, of which the errors above know nothing."""
+    if not facts:
+        return []
+    used = "yes" if facts["data_used"] else "no"
+    return [
+        f"trained afterwards: {facts['steps']:,} steps of {facts['batch']} inputs, data used: {used}; "
+        f"{facts['measured']}: {facts['before']:.4g} -> {facts['after']:.4g} on inputs held out. The errors above are "
+        "from before."
+    ]
 
 
 def _notes(plan: Plan) -> list[str]:
