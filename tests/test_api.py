@@ -323,3 +323,20 @@ def test_the_public_names():
         assert name in cp.__all__
         assert hasattr(cp, name)
     assert len(cp.__all__) <= 20
+
+
+def test_results_print_what_they_say():
+    net = lenet_like()
+    decided = cp.plan(net, units={"0": 5})
+    assert repr(decided).splitlines()[1].split() == ["0", "16", "5"]
+    small = cp.apply(net, decided)
+    assert repr(small) == f"Pruned(Sequential, {small.dense_parameters} -> {small.parameters} parameters)"
+    assert str(small) == small.summary()
+    checked = cp.verify(net, small, samples=100, worst=False)
+    assert str(checked) == "\n".join(f"- {line}" for line in checked.statements())
+
+
+def test_what_was_cut_without_an_example_says_what_verify_needs():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with pytest.raises(InvalidInputError, match="--input"):
+        cp.verify(net, cp.prune(net, units={"3": 2}))

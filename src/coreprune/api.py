@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from coreprune.budget import Remove
 from coreprune.engine.equivalence import require
@@ -20,7 +21,7 @@ from coreprune.engine.verify import Verification, certify
 from coreprune.errors import InvalidInputError
 from coreprune.io.configs import write_fields
 from coreprune.maths.domain import Ball, Box
-from coreprune.model.capture import rebuilt
+from coreprune.model.capture import Arguments, rebuilt
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
@@ -275,7 +276,10 @@ def verify(
     else:
         module, claims = load(small, lambda: copy.deepcopy(model)), read_claims(small)
     if recipe.get("inputs") is not None:
-        return _measured(model, module, recipe, prior, inputs, 256 if samples is None else samples, delta, seed)
+        count = 256 if samples is None else samples
+        batches, said, used = _batches(model, recipe, prior, inputs, count, seed)
+        told = _told(batches, count, progress)
+        return measured(model, module, told, prior=said, samples=count, delta=delta, data_used=used)
     found = discover(model)
     if box is not None and radius is not None:
         raise InvalidInputError("both radius= and box= were given: give one of them")
@@ -302,24 +306,25 @@ def verify(
     )
 
 
-def _measured(
-    model: nn.Module,
-    small: nn.Module,
-    recipe: Mapping[str, Any],
-    prior: Gaussian | None,
-    inputs: Any,
-    samples: int,
-    delta: float,
-    seed: int,
-) -> Verification:
-    """`verify` for a network that is no stack: the outputs on inputs that are given or drawn."""
+def _batches(
+    model: nn.Module, recipe: Mapping[str, Any], prior: Gaussian | None, inputs: Any, samples: int, seed: int
+) -> tuple[Iterable[Arguments], str, bool]:
+    """What to measure a network on that is no stack, where it comes from in words, and whether it is data."""
     if inputs is not None:
         loader = Data([inputs] if isinstance(inputs, (Tensor, Mapping)) else inputs)
-        return measured(
-            model, small, loader.calls(), prior="the inputs given", samples=samples, delta=delta, data_used=True
-        )
+        return loader.calls(), "the inputs given", True
     if prior is None:
         prior = Gaussian.from_json(recipe["prior_values"]) if recipe.get("prior_values") else Gaussian()
     graph = discover(model, rebuilt(recipe["inputs"]), recipe.get("capture", "auto")).graphs[0]
-    batches = drawn(graph, prior, samples, seed)
-    return measured(model, small, batches, prior=prior_of(prior), samples=samples, delta=delta, data_used=False)
+    return drawn(graph, prior, samples, seed), prior_of(prior), False
+
+
+def _told(batches: Iterable[Arguments], samples: int, progress: Progress | None) -> Iterator[Arguments]:
+    """The batches, with the inputs that are done told before each."""
+    done = 0
+    for args, kwargs in batches:
+        if progress:
+            progress(min(done, samples), samples, "inputs")
+        yield args, kwargs
+        first = next((v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()), None)
+        done += 1 if first is None else len(first)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 
 class CorepruneError(Exception):
-    """Base class of every error that the user can mend. The command line prints it on one line and exits 2."""
+    """Base class of every error that the user can mend. The command line prints it on one line and exits 2.
+
+    Example:
+        >>> import coreprune as cp
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> try:
+        ...     cp.prune(net, units={"9": 3})
+        ... except cp.CorepruneError as error:
+        ...     print(error)
+        no site matches '9'; the sites are: 0
+    """
 
 
 class UnknownNameError(CorepruneError):

@@ -20,6 +20,7 @@ from coreprune.io.directory import new_directory
 from coreprune.io.sidecar import read_json, write_json
 from coreprune.maths.layer import Coreset
 from coreprune.model.site import Shape, Site
+from coreprune.model.text import table
 from coreprune.surgery.edits import Add, Edit, Mix, Take, constant
 
 __all__ = ["Cut", "Plan"]
@@ -104,7 +105,7 @@ class Cut:
         return edits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """All cuts of a network, in forward order.
 
@@ -125,6 +126,11 @@ class Plan:
     recipe: Mapping[str, Any]
     shapes: Mapping[str, Shape]
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """The units of every site, before and after, as a table."""
+        rows = [[cut.site.name, f"{cut.site.units}", f"{cut.kept.numel()}"] for cut in self.cuts]
+        return table(["site", "units", "kept"], rows) if rows else "nothing to cut"
 
     def edits(self, tensors: Mapping[str, Tensor]) -> list[Edit]:
         """All edits for the dense network's tensors.

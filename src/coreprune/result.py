@@ -31,7 +31,7 @@ from coreprune.surgery.attributes import Followed
 __all__ = ["Pruned", "configured", "load", "read_claims", "read_structure"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pruned:
     """The result of `prune` and `apply`.
 
@@ -42,6 +42,15 @@ class Pruned:
         dense_bytes: bytes of the same.
         followed: attributes that were changed beside those that the tensors tell.
         configuration: for a model of `transformers`, the configuration that makes the smaller one, or why none does.
+
+    Example:
+        >>> import coreprune as cp
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> small = cp.prune(net, units={"0": 3})
+        >>> small
+        Pruned(Sequential, 58 -> 23 parameters)
+        >>> small.model[0], small.bytes
+        (Linear(in_features=4, out_features=3, bias=True), 92)
     """
 
     model: nn.Module
@@ -50,6 +59,14 @@ class Pruned:
     dense_bytes: int
     followed: tuple[Followed, ...] = ()
     configuration: Configuration = field(default_factory=lambda: Configuration(None))
+
+    def __repr__(self) -> str:
+        """The class of the network and its size; `summary` says more, and is what print shows."""
+        return f"Pruned({type(self.model).__name__}, {self.dense_parameters:,} -> {self.parameters:,} parameters)"
+
+    def __str__(self) -> str:
+        """`summary`."""
+        return self.summary()
 
     @property
     def parameters(self) -> int:

@@ -66,6 +66,8 @@ def test_plan_then_apply_is_prune(command, tmp_path):
     [
         (["--remove", "0=0.5", "--remove", "2=0.25"], {"remove": {"0": 0.5, "2": 0.25}}),
         (["--remove", "0.4", "--ignore", "2"], {"remove": 0.4, "ignore": ["2"]}),
+        (["--remove", "40%", "--ignore", "2"], {"remove": 0.4, "ignore": ["2"]}),
+        (["--remove", "0=50%"], {"remove": {"0": 0.5}}),
         (["--draws", "*=4"], {"draws": {"*": 4}}),
         (["--units", "*=4", "--radius", "3.5"], {"units": {"*": 4}, "radius": 3.5}),
     ],
@@ -144,7 +146,8 @@ def test_version_and_help(command):
 
 def test_the_installed_command(tmp_path):
     """In a process of its own: an error is one line and exit code 2."""
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    places = [str(Path(file).parents[1]) for file in (__file__, cp.__file__)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
     words = [sys.executable, "-c", "from coreprune.cli.main import main; main()"]
     failed = subprocess.run(
         [*words, "inspect", "helpers:text"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from pathlib import Path
 import click
 import pytest
 
+import coreprune
 from cli.commands import MODEL, good
 from coreprune.cli.main import cli
 
+#: of the tests' own modules, and of the package that is being tested
+PLACES = os.pathsep.join(str(Path(file).parents[1]) for file in (__file__, coreprune.__file__))
 COMMANDS = sorted(cli.commands)
 RUN = "from coreprune.cli.main import main; main()"
 #: the same, held up between two files of the result until it is stopped
@@ -39,7 +43,7 @@ needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-termin
 
 def environment(**more):
     kept = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "FORCE_COLOR", "TERM"}}
-    return kept | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"} | more
+    return kept | {"PYTHONPATH": PLACES, "OMP_NUM_THREADS": "1"} | more
 
 
 def start(code, *words, folder, **more):
@@ -150,6 +154,27 @@ def test_signals_leave_nothing_half_written(tmp_path, name, number):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_defect_leaves_with_one_and_a_traceback(tmp_path):
+    broken = f"import coreprune.cli.inspect as module\nmodule.inspection_text = None\n{RUN}"
+    process = start(
+        broken, "inspect", MODEL,
+        folder=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    "words", [["inspect", "nothere"], ["prune", MODEL], ["prune", MODEL, "s", "--units", "9=3"], ["no-such-command"]]
+)
+def test_what_can_be_mended_leaves_with_two_and_no_traceback(command, words):
+    code, out, err = command(*words)
+    assert (code, out) == (2, "")
+    assert err
+    assert "Traceback" not in err
+
+
 def test_the_handler_of_signals_is_put_back(command):
     before = signal.getsignal(signal.SIGTERM)
     good(command("info"))
@@ -164,11 +189,11 @@ def test_another_thread_can_run_a_command(command):
     assert found[0][0] == 0
 
 
-def on_a_terminal(folder, **more):
+def on_a_terminal(folder, *words, code=RUN, **more):
     """What a command writes on stderr where that is a terminal."""
     master, slave = pty.openpty()
     process = start(
-        RUN, "prune", MODEL, "small", "--units", "0=5",
+        code, *(words or ("prune", MODEL, "small", "--units", "0=5")),
         folder=folder, env=environment(TERM="xterm-256color", **more), stdout=subprocess.PIPE, stderr=slave,
     )  # fmt: skip
     os.close(slave)
@@ -197,6 +222,86 @@ def test_colour_only_where_it_is_wanted(tmp_path):
     (tmp_path / "b").mkdir()
     assert COLOUR.search(on_a_terminal(tmp_path / "a"))
     assert not COLOUR.search(on_a_terminal(tmp_path / "b", NO_COLOR="1"))
+
+
+#: the command with a work of a second in it: five steps of which the end is known, and a wait
+SLOW = f"""
+import time, coreprune.cli.inspect as module
+inspect = module.api.inspect
+def slow(*words, **more):
+    from coreprune.cli.common import progress_bar
+    time.sleep(1.2)
+    return inspect(*words, **more)
+module.api.inspect = slow
+{RUN}
+"""
+STEPS = """
+import time
+from coreprune.cli.common import progress_bar
+with progress_bar("working") as step:
+    for i in range(6):
+        step(i, 6, f"part-{i}")
+        time.sleep(0.25)
+"""
+
+
+@needs_pty
+def test_the_time_so_far_where_the_end_is_not_known(tmp_path):
+    told = on_a_terminal(tmp_path, "inspect", MODEL, code=SLOW)
+    assert "inspecting" in told
+    assert "0:00:01 so far" in told
+    assert "None" not in told
+
+
+@needs_pty
+def test_the_time_left_where_the_end_is_known(tmp_path):
+    told = on_a_terminal(tmp_path, "-", code=STEPS)
+    assert "part-4" in told
+    assert re.search(r"[1-5]/6.*0:00:0[0-9] left", told)
+
+
+@needs_pty
+@pytest.mark.parametrize("words", [["inspect", MODEL], ["report", "small", "--model", MODEL, "--force"]])
+def test_what_takes_long_tells_that_it_is_at_work(tmp_path, words):
+    on_a_terminal(tmp_path)
+    told = on_a_terminal(tmp_path, *words)
+    assert "reading" in told
+    assert {"inspect": "inspecting", "report": "measuring"}[words[0]] in told
+
+
+def completed(folder, line):
+    """What bash offers behind a line, by the script that the documentation names."""
+    script = f"""
+        eval "$(_COREPRUNE_COMPLETE=bash_source coreprune)"
+        COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        _coreprune_completion coreprune
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=environment(PATH=path), capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_completion_completes(tmp_path):
+    assert completed(tmp_path, "coreprune re") == ["report"]
+    assert completed(tmp_path, "coreprune prune --re") == ["--remove", "--reweight"]
+    assert completed(tmp_path, "coreprune prune --method re") == ["refined"]
+    assert completed(tmp_path, "coreprune inspect --capture bl") == ["blocks"]
+
+
+@pytest.mark.parametrize("line", ["inspect a", "prune m a", "apply m a", "verify m a", "compare a", "report a"])
+def test_names_of_files_are_completed_by_the_shell(tmp_path, line):
+    words = ["coreprune", *line.split()]
+    asked = environment(_COREPRUNE_COMPLETE="bash_complete", COMP_WORDS=" ".join(words), COMP_CWORD=str(len(words) - 1))
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv[0] = 'coreprune'; {RUN}"],
+        cwd=tmp_path, env=asked, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["file,a"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

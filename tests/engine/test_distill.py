@@ -78,6 +78,16 @@ def test_the_loss_falls_and_is_what_was_measured(dense, small):
     assert float(apart[1]) == pytest.approx(facts["after"], rel=0.5)
 
 
+def test_the_summary_says_that_it_was_trained(dense, small):
+    better = distill(small, dense, **QUICK)
+    facts, said = better.plan.recipe["distilled"], " ".join(better.summary().split())
+    assert "trained afterwards: 20 steps" in said
+    assert "data used: no; " in said
+    assert f"{facts['before']:.4g} -> {facts['after']:.4g}" in said
+    assert max(map(len, better.summary().splitlines())) <= 80
+    assert "trained" not in small.summary()
+
+
 def test_nothing_given_is_touched(small):
     dense = lenet_like(1).train()
     before = copy.deepcopy(dense), copy.deepcopy(small.model)

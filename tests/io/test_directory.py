@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,37 @@ def test_force_keeps_the_old_one_if_the_last_step_fails(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError), new_directory(target, force=True) as draft:
         (draft / "file").write_text("newer")
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", [1, 2, 3], ids=["old away", "new in place", "old removed"])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, OSError])
+def test_stopped_anywhere_in_the_exchange_one_of_the_two_is_whole(tmp_path, monkeypatch, step, after, stop):
+    """Stopped right before or right after each of the three steps: the old one or the new one, whole, and no other."""
+    write(tmp_path / "a")
+    (tmp_path / "a" / "structure.json").write_text("{}")
+    before = snapshot(tmp_path)
+    rename, rmtree, taken = Path.rename, shutil.rmtree, []
+
+    def stopping(do):
+        def wrapped(*words, **options):
+            taken.append(do)
+            if after:
+                do(*words, **options)
+            if len(taken) == step:
+                raise stop
+            return None if after else do(*words, **options)
+
+        return wrapped
+
+    monkeypatch.setattr(Path, "rename", stopping(rename))
+    monkeypatch.setattr(shutil, "rmtree", stopping(rmtree))
+    with pytest.raises((stop, CheckpointError)), new_directory(tmp_path / "a", force=True) as draft:
+        (draft / "file").write_text("newer")
+    whole = {"a": None, "a/file": b"newer"}
+    found = snapshot(tmp_path)  # with nothing beside it
+    assert found in (before, whole)
+    assert (found == whole) == ((step, after) not in {(1, False), (1, True), (2, False)})
 
 
 def test_a_file_is_never_replaced(tmp_path):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.model.site import Location, Reader, Site, parameters_after
 from coreprune.model.stack import discover
+from coreprune.model.text import inspection_text
 
 
 class Own(nn.Module):
@@ -83,6 +84,21 @@ def test_sites_of_a_plain_stack():
     assert [(r.weight.tensor, r.weight.axis, r.bias) for r in first.readers] == [("2.weight", 1, "2.bias")]
     assert found.features == 6
     assert found.shapes == {name: tuple(t.shape) for name, t in lenet_like().state_dict().items()}
+
+
+def test_what_is_not_looked_at_without_an_example_is_told():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4), nn.ReLU())
+    found = discover(nn.Sequential(*net, nn.Linear(4, 2)))
+    assert [site.name for site in found.sites] == ["4"]
+    told = {refusal.name: refusal.reason for refusal in found.refused}
+    assert "example_inputs" in told["0"]
+    assert set(told) == {"0", "6"}
+
+
+def test_what_is_found_prints_as_a_table_and_not_as_tensors():
+    text = repr(discover(lenet_like()))
+    assert text == str(discover(lenet_like())) == inspection_text(discover(lenet_like()))
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_last_layer_is_refused_as_the_output():

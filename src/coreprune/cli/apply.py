@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from coreprune import api
-from coreprune.cli.common import model_options, source_of
+from coreprune.cli.common import files, model_options, progress_bar, source_of
 from coreprune.cli.output import json_option, write
 from coreprune.plan import Plan
 
@@ -14,7 +14,7 @@ __all__ = ["apply"]
 
 @click.command(short_help="Cut a network as planned.")
 @model_options
-@click.argument("plan")
+@click.argument("plan", shell_complete=files)
 @click.option("-o", "--output", required=True, metavar="OUT", help="Directory to write the smaller network into.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @json_option
@@ -26,5 +26,6 @@ def apply(
     Example: coreprune apply coreprune.demo:lenet plan/ -o small/
     """
     source = source_of(model, factory, shape)
-    small = api.apply(source.network, Plan.load(plan))
+    with progress_bar("cutting"):
+        small = api.apply(source.network, Plan.load(plan))
     write(small, output, source, force=force, as_json=as_json)

@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from click.shell_completion import CompletionItem
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 from torch import nn
 
 from coreprune.cli.log import LOG
@@ -27,19 +30,22 @@ from coreprune.io.checkpoint import read_tensors
 from coreprune.maths.methods import METHODS
 from coreprune.model.groups import KINDS
 from coreprune.priors.gaussian import Gaussian
-from coreprune.priors.text import Text
+from coreprune.priors.text import Text as TextPrior
 
 __all__ = [
     "Source",
     "by_name",
+    "capture_option",
     "example_of",
     "factory_of",
+    "files",
     "model_of",
     "model_options",
     "progress_bar",
     "request_of",
     "request_options",
     "source_of",
+    "words",
 ]
 
 Decorator = Callable[[Any], Any]
@@ -53,7 +59,10 @@ def factory_of(spec: str) -> Callable[[], nn.Module]:
     """
     module, _, name = spec.partition(":")
     if not module or not name:
-        raise UnknownNameError(f"{spec!r} does not name a factory: write module:function, such as coreprune.demo:lenet")
+        raise UnknownNameError(
+            f"{spec!r} is no file or directory and names no factory: check the path, or write module:function, such as "
+            "coreprune.demo:lenet"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -87,11 +96,12 @@ class Source:
 def source_of(spec: str, factory: str | None, shape: str | None = None) -> Source:
     """The network that MODEL and --factory mean, with an example of its inputs."""
     place = Path(spec)
-    if place.is_dir() and factory is None:
-        found = huggingface.load(place)
-        inputs = example_of(shape) if shape is not None else huggingface.example_inputs(found.model)
-        return Source(found.model, inputs, place)
-    return Source(model_of(spec, factory), example_of(shape))
+    with progress_bar("reading"):
+        if place.is_dir() and factory is None:
+            found = huggingface.load(place)
+            inputs = example_of(shape) if shape is not None else huggingface.example_inputs(found.model)
+            return Source(found.model, inputs, place)
+        return Source(model_of(spec, factory), example_of(shape))
 
 
 def model_of(spec: str, factory: str | None) -> nn.Module:
@@ -138,40 +148,74 @@ def example_of(shape: str | None) -> torch.Tensor | None:
         raise InvalidInputError(f"--input {shape!r} is not a shape: write one such as 1x784") from error
 
 
+def words(*offered: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """What a shell offers for an option that takes one of these words."""
+    return lambda context, option, begun: [CompletionItem(word) for word in offered if word.startswith(begun)]
+
+
+def files(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Leaves it to the shell to offer files and directories."""
+    return [CompletionItem(begun, type="file")]
+
+
 def model_options(command: Any) -> Any:
     """MODEL, --factory and --input."""
     command = click.option("--input", "shape", metavar="SHAPE", help="Shape of one batch: 1x3x224x224.")(command)
     command = click.option("--factory", metavar="MODULE:NAME", help="Makes the network of a .safetensors file.")(
         command
     )
-    return click.argument("model")(command)
+    return click.argument("model", shell_complete=files)(command)
+
+
+def capture_option(command: Any) -> Any:
+    """--capture."""
+    return click.option(
+        "--capture", default="auto", show_default=True, help="auto, export or blocks.",
+        shell_complete=words("auto", "export", "blocks"),
+    )(command)  # fmt: skip
 
 
 def request_options(command: Any) -> Any:
     """What to remove and how."""
-    for option in reversed(
-        [
-            click.option(
-                "--remove", multiple=True, metavar="F|SITE=F", help="Fraction of parameters, or of a site's units."
-            ),
-            click.option("--units", multiple=True, metavar="SITE=K", help="Units a site keeps."),
-            click.option("--draws", multiple=True, metavar="SITE=M", help="The paper's draws with replacement."),
-            click.option("--method", default="kernel", show_default=True, help=f"One of {', '.join(METHODS)}."),
-            click.option("--budget", metavar="KIND=X", help="params, flops, bytes (number or 60%) or error=0.05."),
-            click.option("--reweight", is_flag=True, help="Least-squares weights for the method's units."),
-            click.option("--prior", metavar="NAME", help=f"Of the moments: auto, {', '.join(PRIORS)}."),
-            click.option("--text", metavar="FILE", help="Measure on a text file of yours (prior)."),
-            click.option("--mean", type=float, help="Of an input feature (prior)  [default: 0]"),
-            click.option("--std", type=float, help="Of an input feature (prior)  [default: radius / sqrt(d)]"),
-            click.option("--ignore", multiple=True, metavar="SITE", help="Leave these sites whole (name, glob, re:)."),
-            click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]"),
-            click.option("--kinds", multiple=True, metavar="KIND", help=f"Only sites of a kind: {', '.join(KINDS)}."),
-            click.option("--uneven", is_flag=True, help="Widths that differ from block to block (Hugging Face)."),
-            click.option("--round-to", type=int, metavar="N", help="Keep multiples of N units."),
-            click.option("--capture", default="auto", show_default=True, help="auto, export or blocks."),
-            click.option("--seed", type=int, default=0, show_default=True, help="Decides every random choice."),
-        ]
-    ):
+    options: list[Decorator] = [
+        click.option(
+            "--remove", multiple=True, metavar="F|SITE=F", help="Fraction of parameters, or of a site's units."
+        ),
+        click.option("--units", multiple=True, metavar="SITE=K", help="Units a site keeps."),
+        click.option("--draws", multiple=True, metavar="SITE=M", help="The paper's draws with replacement."),
+        click.option(
+            "--method",
+            default="kernel",
+            show_default=True,
+            help=f"One of {', '.join(METHODS)}.",
+            shell_complete=words(*METHODS),
+        ),
+        click.option("--budget", metavar="KIND=X", help="params, flops, bytes (number or 60%) or error=0.05."),
+        click.option("--reweight", is_flag=True, help="Least-squares weights for the method's units."),
+        click.option(
+            "--prior",
+            metavar="NAME",
+            help=f"Of the moments: auto, {', '.join(PRIORS)}.",
+            shell_complete=words("auto", *PRIORS),
+        ),
+        click.option("--text", metavar="FILE", help="Measure on a text file of yours (prior).", shell_complete=files),
+        click.option("--mean", type=float, help="Of an input feature (prior)  [default: 0]"),
+        click.option("--std", type=float, help="Of an input feature (prior)  [default: radius / sqrt(d)]"),
+        click.option("--ignore", multiple=True, metavar="SITE", help="Leave these sites whole (name, glob, re:)."),
+        click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]"),
+        click.option(
+            "--kinds",
+            multiple=True,
+            metavar="KIND",
+            help=f"Only sites of a kind: {', '.join(KINDS)}.",
+            shell_complete=words(*KINDS),
+        ),
+        click.option("--uneven", is_flag=True, help="Widths that differ from block to block (Hugging Face)."),
+        click.option("--round-to", type=int, metavar="N", help="Keep multiples of N units."),
+        capture_option,
+        click.option("--seed", type=int, default=0, show_default=True, help="Decides every random choice."),
+    ]
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -217,7 +261,7 @@ def _prior_of(options: dict[str, Any]) -> Any:
     if len(given) > 1 and not (options["prior"] == "noise" and options["text"] is None):
         raise InvalidInputError(f"{' and '.join(given)} were given, which are priors each: give one of them")
     if options["text"] is not None:
-        return Text(options["text"])
+        return TextPrior(options["text"])
     return Gaussian(options["mean"] or 0.0, options["std"]) if numbers else options["prior"]
 
 
@@ -233,24 +277,43 @@ def by_name(option: str, texts: tuple[str, ...], kind: type) -> dict[str, Any]:
 
 
 def _number(text: str, kind: type) -> Any:
+    """A whole number, or a fraction such as 0.5 or 50%."""
     try:
-        return kind(text)
+        return float(text[:-1]) / 100 if kind is float and text.endswith("%") else kind(text)
     except ValueError as error:
-        raise InvalidInputError(f"{text!r} is not a number: give one") from error
+        like = "150" if kind is int else "0.5 or 50%"
+        raise InvalidInputError(f"{text!r} is not a number: write one such as {like}") from error
+
+
+class _Time(ProgressColumn):
+    """Time left where the end is known, and the time so far where it is not."""
+
+    def render(self, task: Task) -> Text:
+        """One time, with a word that says which."""
+        if task.total is None:
+            return Text(f"{timedelta(seconds=int(task.elapsed or 0))} so far")
+        left = task.time_remaining
+        return Text("" if left is None else f"{timedelta(seconds=int(left))} left")
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr while it is a terminal and nothing is logged there, and nothing otherwise."""
+    """A bar on stderr while it is a terminal and nothing is logged there, and nothing otherwise.
+
+    Between the steps of which an end is known it moves to and fro, and counts the time so far.
+    """
     console, start = Console(stderr=True), time.perf_counter()
     silent = not console.is_terminal or LOG.isEnabledFor(logging.INFO)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=silent) as bar:
-        task = bar.add_task(what, total=None)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), _Time())
+    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
+        task = bar.add_task(what, total=None, count="")
 
         def step(done: int, total: int, name: str) -> None:
             LOG.debug("%s %d/%d %s", what, done, total, name)
-            bar.update(task, completed=done, total=total, description=f"{what} {name}".strip())
+            if done >= total:
+                bar.reset(task, total=None, count="", description=what)
+            else:
+                bar.update(task, completed=done, total=total, count=f"{done}/{total}", description=f"{what} {name}")
 
         yield step
     LOG.info("%s took %.2f s", what, time.perf_counter() - start)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from safetensors import SafetensorError, safe_open
 
+from coreprune.cli.common import files
 from coreprune.cli.output import dumped, json_option, numbers_of
 from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.report.compare import compare as compared
@@ -20,8 +21,8 @@ _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16"
 
 
 @click.command(short_help="Two results side by side.")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", shell_complete=files)
+@click.argument("b", shell_complete=files)
 @json_option
 def compare(a: str, b: str, as_json: bool) -> None:
     """Put two results side by side: sizes, widths, errors, priors.

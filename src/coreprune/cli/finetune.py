@@ -14,7 +14,7 @@ import click
 from torch import nn
 
 from coreprune import recovery
-from coreprune.cli.common import Source, progress_bar, source_of
+from coreprune.cli.common import Source, files, progress_bar, source_of, words
 from coreprune.cli.foretold import foretold
 from coreprune.cli.output import dumped, echo_perplexities, json_option, numbers_of, recorded
 from coreprune.engine.distill import LOSSES
@@ -34,17 +34,25 @@ __all__ = ["finetune"]
 
 
 @click.command(short_help="Train a smaller network to agree with MODEL.")
-@click.argument("model", metavar="DENSE")
-@click.argument("small")
-@click.argument("out")
+@click.argument("model", metavar="DENSE", shell_complete=files)
+@click.argument("small", shell_complete=files)
+@click.argument("out", shell_complete=files)
 @click.option("--factory", metavar="MODULE:NAME", help="Makes the network of a .safetensors file.")
 @click.option("--input", "shape", metavar="SHAPE", help="Shape of one batch  [default: as when SMALL was cut]")
 @click.option("--steps", type=int, default=500, show_default=True, help="Of training.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Inputs of a step.")
 @click.option("--rate", type=float, default=1e-4, show_default=True, help="The highest learning rate.")
-@click.option("--text", metavar="FILE", help="Train on a text file of yours.")
-@click.option("--prior", metavar="NAME", help=f"Of the inputs: auto, {', '.join(PRIORS)}.")
-@click.option("--loss", default="auto", show_default=True, help=f"auto, {' or '.join(LOSSES)}.")
+@click.option("--text", metavar="FILE", shell_complete=files, help="Train on a text file of yours.")
+@click.option(
+    "--prior", metavar="NAME", help=f"Of the inputs: auto, {', '.join(PRIORS)}.", shell_complete=words("auto", *PRIORS)
+)
+@click.option(
+    "--loss",
+    default="auto",
+    show_default=True,
+    help=f"auto, {' or '.join(LOSSES)}.",
+    shell_complete=words("auto", *LOSSES),
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides every random choice.")
 @click.option("--resume", is_flag=True, help="Go on from OUT.state, if a run was stopped.")
 @click.option("--force", is_flag=True, help="Replace OUT, and begin again, if they are there.")

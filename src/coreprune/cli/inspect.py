@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from coreprune import api
-from coreprune.cli.common import model_options, source_of
+from coreprune.cli.common import capture_option, model_options, progress_bar, source_of
 from coreprune.report.text import inspection_text
 
 __all__ = ["inspect"]
@@ -16,7 +16,7 @@ __all__ = ["inspect"]
 
 @click.command(short_help="What can shrink, and what cannot and why.")
 @model_options
-@click.option("--capture", default="auto", show_default=True, help="auto, export or blocks.")
+@capture_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def inspect(model: str, factory: str | None, shape: str | None, capture: str, as_json: bool) -> None:
     """What can shrink, and what cannot and why.
@@ -28,7 +28,8 @@ def inspect(model: str, factory: str | None, shape: str | None, capture: str, as
       coreprune inspect path/to/hugging-face-directory
     """
     source = source_of(model, factory, shape)
-    found = api.inspect(source.network, source.example, capture=capture)
+    with progress_bar("inspecting"):
+        found = api.inspect(source.network, source.example, capture=capture)
     if as_json:
         sites = [site.to_json() | {"governs_parameters": found.governs(site)} for site in found.sites]
         click.echo(json.dumps({"sites": sites, "refused": [asdict(refusal) for refusal in found.refused]}, indent=1))

@@ -9,7 +9,6 @@ import click
 from coreprune import api
 from coreprune.cli.common import model_options, progress_bar, request_of, request_options, source_of
 from coreprune.cli.output import dumped, json_option, recorded
-from coreprune.report.text import table
 
 __all__ = ["plan"]
 
@@ -40,6 +39,4 @@ def plan(
         ]
         click.echo(dumped({"recipe": decided.recipe, "sites": sites, "written_to": output}))
         return
-    rows = [[cut.site.name, f"{cut.site.units}", f"{cut.kept.numel()}"] for cut in decided.cuts]
-    click.echo(table(["site", "units", "kept"], rows) if rows else "nothing to cut")
-    click.echo(f"written to {output}")
+    click.echo(f"{decided}\nwritten to {output}")

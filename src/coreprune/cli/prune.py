@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from coreprune import api
-from coreprune.cli.common import model_options, progress_bar, request_of, request_options, source_of
+from coreprune.cli.common import files, model_options, progress_bar, request_of, request_options, source_of
 from coreprune.cli.foretold import foretold
 from coreprune.cli.output import json_option, write
 from coreprune.errors import CheckpointError
@@ -18,9 +18,9 @@ __all__ = ["prune"]
 
 @click.command(short_help="Plan and cut in one step.")
 @model_options
-@click.argument("out")
+@click.argument("out", shell_complete=files)
 @request_options
-@click.option("--eval-text", metavar="FILE", help="Also give the perplexity on this text.")
+@click.option("--eval-text", metavar="FILE", shell_complete=files, help="Also give the perplexity on this text.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @json_option
 def prune(

@@ -8,7 +8,7 @@ import webbrowser
 import click
 
 from coreprune import api
-from coreprune.cli.common import progress_bar, source_of
+from coreprune.cli.common import files, progress_bar, source_of
 from coreprune.cli.output import dumped, json_option, numbers_of
 from coreprune.errors import InvalidInputError
 from coreprune.report.beside import Beside, beside_of
@@ -19,9 +19,14 @@ __all__ = ["report"]
 
 
 @click.command(short_help="A page about a smaller network, to read and print.")
-@click.argument("out")
+@click.argument("out", shell_complete=files)
 @click.option("-o", "--output", default="report.html", show_default=True, metavar="PAGE", help="Where to write it.")
-@click.option("--model", metavar="MODEL", help="The dense network: measures both, and says what was refused.")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    shell_complete=files,
+    help="The dense network: measures both, and says what was refused.",
+)
 @click.option("--factory", metavar="MODULE:NAME", help="Makes the network of a .safetensors file.")
 @click.option("--input", "shape", metavar="SHAPE", help="Shape of the batch to measure on  [default: as when cut]")
 @click.option("--verify", "check", is_flag=True, help="Recompute the guarantees too; takes --model.")
@@ -76,4 +81,5 @@ def _looked_at(out: str, model: str, factory: str | None, shape: str | None, che
             checked = api.verify(source.network, out, progress=progress)
     inputs = None if shape is None else source.example
     recipe = read_structure(out)["recipe"]
-    return beside_of(source.network, small, recipe, inputs, checked=checked, seconds=seconds)
+    with progress_bar("measuring"):
+        return beside_of(source.network, small, recipe, inputs, checked=checked, seconds=seconds)

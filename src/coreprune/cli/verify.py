@@ -8,7 +8,7 @@ from dataclasses import replace
 import click
 
 from coreprune import api
-from coreprune.cli.common import model_options, progress_bar, source_of
+from coreprune.cli.common import files, model_options, progress_bar, source_of
 from coreprune.errors import InvalidInputError
 from coreprune.priors.gaussian import Gaussian
 from coreprune.report.text import wrap
@@ -19,7 +19,7 @@ __all__ = ["verify"]
 
 @click.command(short_help="Recompute the guarantees from the tensors.")
 @model_options
-@click.argument("out")
+@click.argument("out", shell_complete=files)
 @click.option("--mean", type=float, help="Of an input feature (prior)  [default: as when OUT was cut]")
 @click.option("--std", type=float, help="Of an input feature (prior)  [default: as when OUT was cut]")
 @click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: as when OUT was cut]")

@@ -71,7 +71,8 @@ def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         leaves = pytree.tree_leaves(model(*args, **kwargs))
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"the inputs do not fit the network ({first_line(error)}): give them as the network takes them"
+            f"the inputs do not fit the network ({first_line(error)}): give one batch as the network takes "
+            "it, on the command line its shape (--input)"
         ) from error
     batch = next((v.shape[0] for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()), 1)
     parts = [v.double() for v in leaves if isinstance(v, Tensor) and v.is_floating_point()]

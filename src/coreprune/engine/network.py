@@ -91,7 +91,9 @@ def surveyed(found: Inspection, tensors: Mapping[str, Tensor], request: Request)
     """Observe every site and rank its units."""
     seen = _observe(found, found.sites, tensors, request)
     paths, curves = {}, {}
-    for site in found.sites:
+    for i, site in enumerate(found.sites):
+        if request.progress:
+            request.progress(i, len(found.sites), site.name)
         readings = _chosen_by(_readings(site, tensors, seen[site.name]), seen[site.name])
         path = choose(readings, site.units)
         total = pooled_energy(readings)

@@ -101,6 +101,10 @@ class Verification:
     delta: float
     data_used: bool
 
+    def __str__(self) -> str:
+        """The statements, one below the other."""
+        return "\n".join(f"- {line}" for line in self.statements())
+
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return asdict(self)
@@ -176,7 +180,10 @@ def certify(
     dense, small = dense_model.state_dict(), small_model.state_dict()
     chain = [site for site in found.chain if site is not None]
     if len(chain) < len(found.chain) or not chain:
-        raise InvalidInputError("verify follows stacks of Linear layers and known activations only, and this is none")
+        raise InvalidInputError(
+            "the network was cut without example inputs, and is no stack of Linear layers and known activations all "
+            "the way: cut it with them (example_inputs=, on the command line --input), and verify measures the result"
+        )
     radius = _radius(domain)
     walk = Propagation(prior.inputs(found.features, radius))
     certificates: list[SiteCertificate] = []

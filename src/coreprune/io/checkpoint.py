@@ -30,7 +30,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not plausible and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise CheckpointError(
             f"{file} is a pickle, which can run any code when it is opened, and was not opened: "
-            "save the state dict with safetensors.torch.save_file first"
+            "write its state dict anew, where you trust it, with "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'net.safetensors')"
         )
     try:
         with safe_open(file, framework="pt") as reader:

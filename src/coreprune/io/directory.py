@@ -66,15 +66,18 @@ def _ours(target: Path) -> bool:
 
 
 def _exchange(draft: Path, target: Path) -> None:
-    """Put the new directory in place of the old one, or leave the old one as it was."""
+    """Put the new directory in place of the old one, or leave the old one as it was, wherever one is stopped."""
     old = draft.with_name(draft.name + ".old")
-    target.rename(old)
     try:
+        target.rename(old)
         draft.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if old.exists() and not target.exists():  # stopped between the two
+            old.rename(target)
+        try:
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(old, ignore_errors=True)  # the rest of it, had that been stopped
 
 
 def _umask() -> int:

@@ -34,6 +34,11 @@ class Method:
         about: one line for help texts and reports.
         random: whether the generator is used.
         law: whether the law of the units is needed.
+
+    Example:
+        >>> import coreprune as cp
+        >>> cp.METHODS["magnitude"].about
+        'units of largest norm, as they are'
     """
 
     name: str

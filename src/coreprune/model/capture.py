@@ -136,7 +136,8 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         ]
         raise InvalidInputError(
             f"example_inputs {shapes} do not fit {type(model).__name__} ({first_line(error)}): "
-            "pass one batch as the model takes it, as a tensor, a tuple of arguments or a dict of keyword arguments"
+            "pass one batch as the model takes it, as a tensor, a tuple of arguments or a dict of keyword arguments, "
+            "on the command line its shape (--input)"
         ) from error
 
 

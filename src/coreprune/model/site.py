@@ -168,7 +168,7 @@ class Refusal:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What can shrink, and what cannot and why.
 
@@ -202,6 +202,12 @@ class Inspection:
         """Shapes of all tensors, one that several modules share under its first name alone: what counts."""
         others = {name for names in self.aliases.values() for name in names}
         return {name: shape for name, shape in self.shapes.items() if name not in others}
+
+    def __repr__(self) -> str:
+        """Every site with its units and what it governs, and every refusal with its reason, as a table."""
+        from coreprune.model.text import inspection_text
+
+        return inspection_text(self)
 
     def governs(self, site: Site) -> int:
         """How many numbers would go if every unit of the site went."""

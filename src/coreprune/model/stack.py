@@ -86,8 +86,19 @@ def discover(model: nn.Module, example_inputs: Tensor | None = None) -> Inspecti
         else:
             assert reader is not None
             sites.append(_site(steps[here], between, reader))
+    if example_inputs is None:
+        refused += [Refusal(name, "only Linear layers are followed without example_inputs") for name in _mixing(model)]
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return Inspection(tuple(sites), tuple(refused), shapes, features, tuple(chain), _tail(steps[linears[-1] + 1 :]))
+
+
+def _mixing(model: nn.Module) -> list[str]:
+    """Modules that are no Linear layer and have a matrix or a kernel of their own, such as convolutions."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) is not nn.Linear and any(p.dim() > 1 for p in module.parameters(recurse=False))
+    ]
 
 
 def _chain(model: nn.Module) -> list[fx.Node]:

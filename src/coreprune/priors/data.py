@@ -28,6 +28,13 @@ class Data:
         loader: yields tensors, or tuples and lists whose first entry is the input.
         sequential: measure the units of a site in the network as the cuts before left it, one pass over
             the loader for each site; otherwise all sites in one pass, in the dense network.
+
+    Example:
+        >>> import coreprune as cp
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> batches = [torch.randn(16, 4) for _ in range(3)]
+        >>> cp.prune(net, units={"0": 3}, prior=cp.Data(batches)).plan.recipe["prior"]
+        'measured on the data given'
     """
 
     loader: Iterable[Any]

@@ -31,6 +31,13 @@ class Generated:
         length: of one sequence.
         temperature: that logits are divided by.
         together: sequences that are sampled at a time.
+
+    Example:
+        >>> import coreprune as cp
+        >>> print(cp.Generated(tokens=4096).said)
+        text that the model sampled itself (4,096 tokens, temperature 1)
+
+        With a model of `transformers`: ``cp.prune(model, ids, remove=0.1, prior=cp.Generated(tokens=4096))``.
     """
 
     tokens: int = 32_768

@@ -41,6 +41,13 @@ class Matched:
         rate: the first step size, in units of `std`; it falls to zero in a straight line.
         mean: of the noise that it starts from, and `std` its standard deviation.
         together: images that are matched together, which share their statistics.
+
+    Example:
+        >>> import coreprune as cp
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+        >>> small = cp.prune(net, torch.randn(2, 1, 8, 8), units={"0": 2}, prior=cp.Matched(count=4, steps=2))
+        >>> small.plan.recipe["data_used"]
+        False
     """
 
     count: int = 128

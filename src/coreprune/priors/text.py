@@ -32,6 +32,13 @@ class Text:
         tokenizer: of `transformers`; by default the one that lies beside the model's weights.
         tokens: how many to use at most, evenly from the whole text.
         length: of one sequence, with the tokens that begin and end one.
+
+    Example:
+        >>> import coreprune as cp
+        >>> cp.Text().data_used, cp.Text("mine.txt").data_used
+        (False, True)
+
+        With a model of `transformers`: ``cp.prune(model, ids, remove=0.1, prior=cp.Text("mine.txt"))``.
     """
 
     path: str | Path | None = None

@@ -100,7 +100,8 @@ def measure(dense: nn.Module, small: nn.Module, example_inputs: Any, *, seconds:
             counted = Change(multiply_adds(dense, args, kwargs), multiply_adds(small, args, kwargs))
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise InvalidInputError(
-                f"the inputs do not fit the network ({first_line(error)}): give them as the network takes them"
+                f"the inputs do not fit the network ({first_line(error)}): give one batch as the network takes "
+                "it, on the command line its shape (--input)"
             ) from error
         latency = _latency(lambda: dense(*args, **kwargs), lambda: small(*args, **kwargs), _device(small), seconds)
     return Cost(_words(args, kwargs), counted, latency)
