@@ -135,6 +135,50 @@ def branch(p, x):
     return F.linear(h, p.b) + F.linear(torch.cond(x.sum() > 0, torch.sin, torch.cos, (h,)), p.c)
 
 
+#: elementwise functions: of one number,
+UNARY = (
+    torch.abs,
+    torch.cos, torch.atan, torch.ceil, torch.cosh, torch.erf, torch.erfc, torch.exp, torch.exp2, torch.expm1, torch.floor,
+    torch.frac, torch.neg, torch.round, torch.sign, torch.sinh, torch.square, torch.tan, torch.trunc, torch.nan_to_num,
+    F.celu, F.elu, F.hardshrink, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.logsigmoid, F.mish, F.relu6,
+    F.selu, F.softplus, F.softshrink, F.silu, lambda h: F.threshold(h, 0.2, 0.1), lambda h: h.clamp(min=0.1),
+    lambda h: h.clip(-1, 1), lambda h: torch.rsub(h, 2), lambda h: torch.clamp_min(h, 0.1), lambda h: torch.clamp_max(h, 0.3),
+)  # fmt: skip
+#: of two,
+BINARY = (
+    torch.maximum, torch.minimum, torch.copysign, torch.hypot, torch.logaddexp, torch.subtract, torch.multiply,
+    torch.divide, torch.true_divide, torch.floor_divide, torch.min, torch.max,
+)  # fmt: skip
+COMPARISONS = (torch.eq, torch.ne, torch.ge, torch.gt, torch.le, torch.lt, torch.less, torch.greater)
+LOGIC = (
+    torch.logical_and, torch.logical_or, torch.logical_xor, torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor,
+    lambda a, b: a & b, lambda a, b: a | b, lambda a, b: a ^ b,
+)  # fmt: skip
+#: and of positions, whose axis stays with one entry
+REDUCTIONS = (
+    lambda h: h.amin(2, keepdim=True), lambda h: h.min(3, keepdim=True).values, lambda h: h.logsumexp((2, 3), keepdim=True),
+    lambda h: h.prod(3, keepdim=True), lambda h: h.var((2, 3), keepdim=True), lambda h: torch.var_mean(h, 2, keepdim=True)[0],
+    lambda h: torch.std_mean(h, 2, keepdim=True)[1], lambda h: (h > 0).any(2, keepdim=True).to(h.dtype),
+    lambda h: (h > 0).all(2, keepdim=True).to(h.dtype), lambda h: torch.count_nonzero(h > 0, 2)[:, :, None].to(h.dtype),
+    lambda h: torch.norm(h, 2, 2, keepdim=True),
+)  # fmt: skip
+
+
+def in_place(h):
+    """Functions that write into what they get, one after the other."""
+    for f in (
+        "neg_", "exp_", "tanh_", "sigmoid_",
+    ):  # fmt: skip
+        h = getattr(h.clone(), f)()
+    h = h.clone().sub_(0.5).div_(0.7).pow_(3).clamp_(-2, 2)
+    for f in (F.elu_, F.hardtanh_, F.leaky_relu_, F.selu_, F.celu_):
+        h = h + f(h.clone())
+    for f in (F.silu, F.mish, F.hardswish, F.hardsigmoid, F.relu6):
+        h = h + f(h.clone(), inplace=True)
+    h = h.masked_fill_(h > 0.9, 0.4)
+    return h + F.threshold_(h.clone(), 0.1, 0.2) + F.dropout(h.clone(), 0.5, False, inplace=True)
+
+
 EQUAL = {
     # linear maps
     "linear": mlp(lambda p, h: h.relu()),
@@ -351,6 +395,63 @@ EQUAL = {
             F.scaled_dot_product_attention(F.linear(x, p.q), F.linear(x, p.k), F.linear(x, p.v)), p.o),
         QKVO, (2, 4, 5), {"v": 12},
     ),
+    # families of functions, many at a time
+    "functions of one number": mlp(lambda p, h: sum(f(h) for f in UNARY)),
+    "functions of one number between bounds": mlp(lambda p, h: sum(f(h.tanh() * 0.9) for f in (
+        torch.asin, torch.acos, torch.atanh, torch.asinh, torch.erfinv, torch.logit)) + sum(f(h.abs() + 0.5) for f in (
+        torch.log, torch.log2, torch.log10, torch.log1p, torch.rsqrt, torch.reciprocal, torch.sqrt))),
+    "functions in place": mlp(lambda p, h: in_place(h)),
+    "functions of two numbers": mlp(lambda p, h: sum(f(h, p.s) for f in BINARY) + sum(
+        f(h.abs() + 1, p.s.abs() + 1) for f in (torch.xlogy, torch.fmod, torch.remainder, torch.float_power, torch.atan2)), s=(6,)),
+    "functions of three": mlp(
+        lambda p, h: torch.addcmul(h, h, p.s) + torch.addcdiv(h, h, p.s.abs() + 1) + torch.lerp(h, h.sin(), p.s), s=(6,)),
+    "comparisons": mlp(lambda p, h: sum(f(h, p.s).to(h.dtype) * w for w, f in enumerate(COMPARISONS, 1)), s=(6,)),
+    "logic": mlp(lambda p, h: sum(w * f(h > 0, h.sin() > 0.3).type_as(h) for w, f in enumerate(LOGIC, 1))
+        + torch.logical_not(h > 0.1).to(h.dtype) * h + torch.bitwise_not(h > 0.2).to(h.dtype)
+        + torch.isnan(h).to(h.dtype) + torch.isinf(h).to(h.dtype) + torch.isfinite(h).to(h.dtype)),
+    "numbers in the shape of units": mlp(
+        lambda p, h: h + torch.zeros_like(h) + torch.ones_like(h) + torch.full_like(h, 0.5) * h.clone().contiguous()),
+    "pooling along a line": Row(
+        lambda p, x: F.conv1d(
+            F.adaptive_avg_pool1d(F.adaptive_max_pool1d(F.max_pool1d(F.avg_pool1d(F.conv1d(x, p.a), 2, 1), 2, 1), 6), 5)
+            + F.interpolate(F.conv1d(x, p.a), 5) + F.interpolate(F.conv1d(x, p.a), 5, mode="linear"), p.b),
+        {"a": (6, 3, 3), "b": (2, 6, 1)}, (2, 3, 12), {"a": 6},
+    ),
+    "pooling in space": Row(
+        lambda p, x: F.conv3d(
+            F.adaptive_avg_pool3d(F.adaptive_max_pool3d(F.max_pool3d(F.avg_pool3d(F.conv3d(x, p.a), 2, 1), 2, 1), 3), 2)
+            + F.interpolate(F.conv3d(x, p.a), 2) + F.interpolate(F.conv3d(x, p.a), 2, mode="trilinear"), p.b),
+        {"a": (6, 2, 2, 2, 2), "b": (2, 6, 1, 1, 1)}, (1, 2, 5, 5, 5), {"a": 6},
+    ),
+    "interpolation of degree three": cnn(
+        lambda p, h: F.interpolate(h, size=(5, 7), mode="bicubic") + F.interpolate(h, size=(5, 7), mode="bicubic", antialias=True)
+        + F.interpolate(h, size=(5, 7), mode="bilinear", antialias=True) + F.interpolate(h, size=(5, 7), mode="nearest-exact")),
+    "padding of every kind": cnn(lambda p, h: F.pad(h, (1, 1, 1, 1), mode="replicate")
+        + F.pad(h, (1, 1, 1, 1), mode="reflect") + torch.constant_pad_nd(h, (1, 1, 1, 1), 0.5)),
+    "padding along a line and in space": Row(
+        lambda p, x: F.conv1d(F.pad(F.pad(F.conv1d(x, p.a), (1, 1), mode="reflect"), (1, 1), mode="replicate"), p.b)[..., 0]
+        + F.conv3d(F.pad(F.pad(F.conv1d(x, p.a)[..., None, None].expand(-1, -1, -1, 3, 3), (1,) * 6, mode="reflect"),
+                   (1,) * 6, mode="replicate"), p.c).flatten(2)[..., 0],
+        {"a": (6, 3, 3), "b": (2, 6, 1), "c": (2, 6, 1, 1, 1)}, (2, 3, 6), {"a": 6},
+    ),
+    "reductions of positions": cnn(lambda p, h: sum(f(h) for f in REDUCTIONS)),
+    "order among positions": cnn(lambda p, h: h.argsort(-1) * 0.1 + h.cummax(-1).values + h.log_softmax(2)
+        + torch.special.softmax(h, 2) + h.median(-1, keepdim=True).values + h.argmax(2, keepdim=True) + h.argmin(3, keepdim=True)),
+    "other names of views": cnn(lambda p, h: torch.concat([h.moveaxis(2, 3).swapaxes(2, 3).broadcast_to(h.shape)
+        .view_as(h).reshape_as(h).expand_as(h).positive(), h.mT.adjoint()], 2)),
+    "views in place": mlp(lambda p, h: h.clone().unsqueeze_(1).squeeze_(1).unsqueeze_(2).transpose_(1, 2).squeeze_(1)),
+    "transposed and flat": Row(
+        lambda p, x: F.linear(F.linear(x, p.a).T.numpy_T() if hasattr(x, "numpy_T") else F.linear(x, p.a).t().t().ravel()
+                              .view(3, -1), p.b),
+        {"a": (6, 5), "b": (4, 6)}, (3, 5), {"a": 6},
+    ),
+    "pieces by their number": units(mlp(lambda p, h: torch.add(*h.tensor_split(2, -1)), b=3), a=3),
+    "a batch of products with a sum": Row(
+        lambda p, x: torch.baddbmm(p.bb, torch.baddbmm(p.ab, x, p.a).relu(), p.b),
+        {"a": (2, 5, 6), "ab": (2, 1, 6), "b": (2, 6, 4), "bb": (2, 1, 4)}, (2, 3, 5), {"a": 6},
+    ),
+    "dropout of every kind": cnn(lambda p, h: F.alpha_dropout(F.feature_alpha_dropout(F.dropout2d(h, 0.5, False), 0.5, False),
+        0.5, False) + F.rrelu(h)),
     # graphs within the graph
     "under another mode of gradients": Row(
         under_grad, {"a": (6, 5), "ab": (6,), "s": (6,), "b": (4, 6), "bb": (4,)}, (3, 5), {"a": 6},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import mpmath
 import pytest
@@ -451,3 +452,26 @@ def test_enclosure_adds_the_uncertainty_of_all_three_parts() -> None:
     low, high = r.enclosure(x)
     assert all((width > 0).all() for width in widths)
     assert (high - r(x) >= 0.4 * sum(widths)).all() and (r(x) - low >= 0.4 * sum(widths)).all()
+
+
+def test_enclosure_holds_where_the_pre_activation_loses_all_its_digits() -> None:
+    """1e16 + 1 − 1e16 is 1, and 0 or 2 in float64 by the order of the sum."""
+    rows = torch.tensor(list(permutations([1e16, 1.0, -1e16, 3.0, -3.0])), dtype=torch.float64)
+    zero, one = torch.zeros(len(rows), dtype=torch.float64), torch.eye(len(rows), dtype=torch.float64)
+    layer = OneLayer(rows, zero, one, zero, activation("identity"))
+    x = torch.ones(1, 5, dtype=torch.float64)
+    assert bool((layer(x) != 1).any())
+    low, high = layer.enclosure(x)
+    assert bool(((low <= 1) & (high >= 1)).all())
+
+
+@pytest.mark.parametrize("domain", [Ball(2.5), Box(torch.tensor([-3.0, 0.5, -1.0]), torch.tensor([-2.0, 0.75, 2.0]))])
+def test_support_is_the_farthest_that_a_row_goes(domain: Domain) -> None:
+    rows = normal(7, 20, 3)
+    if isinstance(domain, Box):
+        corners = torch.cartesian_prod(*torch.stack([domain.lower, domain.upper], 1))
+        farthest = (corners @ rows.T).abs().amax(0)
+    else:
+        farthest = rows.square().sum(1).sqrt() * 2.5
+    found = domain.support(rows)
+    assert bool((found >= farthest).all() and (found <= farthest * (1 + 1e-12)).all())
