@@ -465,13 +465,29 @@ def test_enclosure_holds_where_the_pre_activation_loses_all_its_digits() -> None
     assert bool(((low <= 1) & (high >= 1)).all())
 
 
-@pytest.mark.parametrize("domain", [Ball(2.5), Box(torch.tensor([-3.0, 0.5, -1.0]), torch.tensor([-2.0, 0.75, 2.0]))])
-def test_support_is_the_farthest_that_a_row_goes(domain: Domain) -> None:
-    rows = normal(7, 20, 3)
-    if isinstance(domain, Box):
-        corners = torch.cartesian_prod(*torch.stack([domain.lower, domain.upper], 1))
-        farthest = (corners @ rows.T).abs().amax(0)
-    else:
-        farthest = rows.square().sum(1).sqrt() * 2.5
-    found = domain.support(rows)
-    assert bool((found >= farthest).all() and (found <= farthest * (1 + 1e-12)).all())
+def test_support_is_the_farthest_that_a_row_goes() -> None:
+    """Exactly over a ball and a box about 0; over any other box, that of the box about 0 which holds it."""
+    rows, near = normal(7, 20, 3), 1 + 1e-12
+    ball, length = Ball(2.5).support(rows), rows.square().sum(1).sqrt() * 2.5
+    assert bool((ball >= length).all() and (ball <= length * near).all())
+    lower, upper = torch.tensor([-3.0, 0.5, -1.0]).double(), torch.tensor([-2.0, 0.75, 2.0]).double()
+    box, ends = Box(lower, upper).support(rows), torch.tensor([3.0, 0.75, 2.0]).double()
+    inside, around = (
+        (torch.cartesian_prod(*torch.stack([a, b], 1)) @ rows.T).abs().amax(0)
+        for a, b in ((lower, upper), (-ends, ends))
+    )
+    assert bool((box >= inside).all() and (box >= around).all() and (box <= around * near).all())
+
+
+@every_activation
+@pytest.mark.parametrize("count", [1, 2, 9, 40])
+def test_no_cell_strays_further_from_its_chord_than_it_says(phi: Activation, count: int) -> None:
+    bias = phi.scale * torch.tensor([0.0, 0.0, -0.6, 1.3, -4.0], dtype=torch.float64)
+    radius = phi.scale * torch.tensor([0.5, 2.0, 1.1, 3.0, 6.0], dtype=torch.float64)
+    cell = cells(units(phi, bias, radius), count)
+    share = torch.linspace(0, 1, 101, dtype=torch.float64)[1:-1, None, None]
+    t = cell.left + share * (cell.right - cell.left)
+    chord = cell.at_left + share * (cell.at_right - cell.at_left)
+    wide = cell.right - cell.left > 1e-9
+    off = ((phi(bias + radius * t) - chord).abs() - cell.error - 1e-12 * phi.scale)[:, wide]
+    assert float(off.max()) <= 0

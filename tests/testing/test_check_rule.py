@@ -16,7 +16,7 @@ from coreprune.model.discover import discover
 from coreprune.model.rules import RULES
 from coreprune.model.walk import shape_of
 from coreprune.testing import ConformanceError, check_rule
-from coreprune.testing.operators import operators_of
+from coreprune.testing.operators import _distance, operators_of
 
 #: rows of which `inspect` says nothing, as no map makes units in them
 SILENT = {"einsum of three"}
@@ -157,6 +157,13 @@ def test_a_module_without_maps_or_without_readers_says_nothing():
     silent = mlp(lambda p, h: 0 * h.relu())
     with pytest.raises(ConformanceError, match="no unit that was taken out matters"):
         check_rule("aten.relu", Net(silent), normal(*silent.x))
+
+
+def test_outputs_that_are_no_numbers_are_no_agreement():
+    one, nan = torch.ones(2), torch.tensor([1.0, torch.nan])
+    assert _distance([one, one], [one, one]) == 0
+    assert _distance([one, one], [one, nan]) == _distance([one, nan], [one, nan]) == float("inf")
+    assert _distance([one], [one[:1]]) == float("inf")
 
 
 def test_an_example_that_does_not_fit_is_the_users_to_mend():

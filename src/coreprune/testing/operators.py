@@ -194,10 +194,10 @@ def _replaced(module: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Max |a − b| / max |a| over all outputs; inf where shapes differ."""
+    """Max |a − b| / max |a| over all outputs; inf where shapes differ or something is not finite."""
     if [a.shape for a in one] != [b.shape for b in other]:
         return float("inf")
-    gaps = [
-        float((a - b).abs().max()) / (float(a.abs().max()) or 1.0) for a, b in zip(one, other, strict=True) if len(a)
-    ]
-    return max(gaps, default=0.0)
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.numel()]
+    if not all(bool(a.isfinite().all() and b.isfinite().all()) for a, b in pairs):
+        return float("inf")
+    return max((float((a - b).abs().max()) / (float(a.abs().max()) or 1.0) for a, b in pairs), default=0.0)
