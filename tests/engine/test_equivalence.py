@@ -450,6 +450,31 @@ class TestCheck:
         new["block.2.bias"] = model.block[2].bias.detach().double()
         assert check(model, shrunk(model, new), found, planned(found, [one]), new) > 1e-3
 
+    @pytest.mark.parametrize("broken", ["first.2.bias", "second.2.bias"])
+    def test_every_block_counts_and_not_the_last_alone(self, broken):
+        class Two(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 4))
+                self.second = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3))
+
+            def forward(self, x):
+                return self.second(self.first(x))
+
+        model, x = Two(), normal(2, 4)
+        captures = tuple(capture(model.get_submodule(name), x, path=name) for name in ("first", "second"))
+        where = {f"{name}.0": (5, [[("linear", 1, 1, 1, graph)]]) for graph, name in enumerate(("first", "second"))}
+        found, one, new = inspection(model, None, where, captures=captures), coreset(), {}
+        for name in ("first", "second"):
+            block = model.get_submodule(name)
+            W = block[2].weight.detach().double()
+            new |= {f"{name}.0.{leaf}": getattr(block[0], leaf).detach()[KEPT].double() for leaf in ("weight", "bias")}
+            new |= {f"{name}.2.weight": W @ one.mix, f"{name}.2.bias": block[2].bias.detach().double() + W @ one.offset}
+        plan = planned(found, [one], [one])
+        assert check(model, shrunk(model, new), found, plan, new) < 1e-14
+        new[broken] = new[broken] + 0.5
+        assert check(model, shrunk(model, new), found, plan, new) > 1e-3
+
     def test_code_that_cannot_do_with_noise_or_float64_is_compared_on_captures(self):
         class Asks(nn.Module):
             def __init__(self, stack):
@@ -541,3 +566,13 @@ def test_on_smaller_images_too_a_wrong_cut_is_told(monkeypatch):
     monkeypatch.setattr("coreprune.api.edited", wrong)
     with pytest.raises(UnsupportedModelError, match="differ by"):
         cp.prune(model, x, units={"a": 5})
+
+
+def test_the_distance_is_that_of_the_worst_output_in_shares_of_its_own_largest_entry():
+    a, b = torch.tensor([1.0, -4.0]).double(), torch.tensor([[8.0]]).double()
+    distance = equivalence._distance
+    assert distance([a, b], [a + torch.tensor([0.0, 0.5]), b]) == pytest.approx(0.5 / 4)
+    assert distance([a, b], [a, b - 2]) == pytest.approx(2 / 8)
+    assert distance([a, b], [a + torch.tensor([0.0, 0.5]), b - 2]) == pytest.approx(2 / 8)
+    assert distance([b, a], [b - 2, a + torch.tensor([0.0, 0.5])]) == pytest.approx(2 / 8)
+    assert distance([a], [a.clone()]) == 0.0

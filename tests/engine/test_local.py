@@ -8,6 +8,7 @@ from helpers import CASES, in_ball, lenet_like, random_layer, seeded
 from torch import nn
 
 import coreprune as cp
+from coreprune.engine import local
 from coreprune.engine.local import generator_for, image_radius
 from coreprune.maths.bounds import error_of_draws, lipschitz_sensitivity
 from coreprune.maths.layer import Layer
@@ -109,3 +110,28 @@ def test_progress_tells_every_site_and_the_end():
     calls = []
     cp.plan(lenet_like(), method="uniform", units={"0": 3}, progress=lambda *step: calls.append(step))
     assert calls == [(0, 2, "0"), (1, 2, "2"), (2, 2, "")]
+
+
+@pytest.mark.parametrize("limit", [0, 200, 10**9])
+@pytest.mark.parametrize("method", ["kernel", "refined", "magnitude"])
+def test_layers_in_single_precision_are_decided_nearly_alike(monkeypatch, method, limit):
+    """A limit of 200 entries leaves the first layer (16 x 6) in double precision, and not the second (40 x 16)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 40), nn.Tanh(), nn.Linear(40, 4))
+    errors = []
+    for entries in (2**24, limit):
+        monkeypatch.setattr(local, "DOUBLE", entries)
+        plan = cp.plan(net, units={"0": 9, "2": 10}, method=method, prior=cp.Gaussian(std=0.8))
+        errors.append([cut.evidence["relative_error"] for cut in plan.cuts])
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+
+
+def test_a_cut_that_takes_a_layer_below_the_limit_changes_precisions_within_it(monkeypatch):
+    """The second layer has 40 x 16 entries in the dense network and 40 x 4 where the first was cut."""
+    monkeypatch.setattr(local, "DOUBLE", 200)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 40), nn.Tanh(), nn.Linear(40, 4))
+    small = cp.prune(net, units={"0": 4, "2": 10})
+    assert small.plan.kept == {"0": 4, "2": 10}

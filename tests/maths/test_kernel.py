@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import coreprune as cp
 from coreprune.errors import InvalidInputError
+from coreprune.maths import kernel as kernel_module
 from coreprune.maths.kernel import kernel, select
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.methods import method
@@ -235,3 +236,22 @@ def test_the_tensors_are_the_formula_rounded_once(dtype):
         half = 0.5 * torch.finfo(dtype).eps if dtype != F64 else 1e-12
         for found, exact in zip((small[2].weight, small[2].bias), expected, strict=True):
             assert bool(((found.double() - exact).abs() <= 1.001 * half * exact.abs() + 1e-7 * half).all())
+
+
+@pytest.mark.parametrize("n, k", [(40, 7), (40, 39), (1100, 60)])
+def test_wide_layers_get_their_weights_from_the_factor_of_the_selection(monkeypatch, n, k):
+    """Beyond SMALL units the greedy goes forward, and leaves a factor behind: against the normal equations, unit by unit."""
+    if n < kernel_module.SMALL:
+        monkeypatch.setattr(kernel_module, "SMALL", 4)
+    layer = with_law(random_layer(n=n, d=8, phi="softplus", seed=3))
+    assert select(layer, k).factor is not None
+    coreset = kernel(layer, k)
+    kept, mean, G = coreset.indices, layer.law.moments.mean, layer.law.moments.covariance
+    deviation = G.diagonal().sqrt()
+    R = G / deviation[:, None] / deviation
+    ridged = R[kept][:, kept] + 1e-10 * torch.eye(k, dtype=F64)
+    T = torch.linalg.solve(ridged, R[kept]).T * deviation[:, None] / deviation[kept]
+    T[kept] = torch.eye(k, dtype=F64)
+    torch.testing.assert_close(coreset.mix, T, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(coreset.offset, mean - coreset.mix @ mean[kept], rtol=1e-10, atol=1e-10)
+    assert energy(layer, coreset) <= energy(layer, Coreset(kept, T, mean - T @ mean[kept])) * (1 + 1e-6) + 1e-9

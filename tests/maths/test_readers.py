@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import random_layer, seeded
 
+from coreprune.maths import readers as readers_module
 from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import select
 from coreprune.maths.layer import Coreset, Layer
@@ -231,3 +232,11 @@ def test_a_path_that_adds_is_filled_up_by_index():
     path = Path(torch.tensor([1, 4]), torch.tensor([4, 1]), torch.tensor([2.0, 1.0]))
     assert kept_of(path, 5, 1).tolist() == [4] and kept_of(path, 5, 2).tolist() == [1, 4]
     assert kept_of(path, 5, 4).tolist() == [0, 1, 2, 4]
+
+
+def test_a_weight_too_large_for_one_piece_counts_whole(monkeypatch):
+    W = normal(7, 3, 5, seed=4)
+    one = Reading(W, torch.zeros(5).double(), torch.eye(5).double())
+    monkeypatch.setattr(readers_module, "_CHUNK", 2 * 3 * 5)
+    rows = W.reshape(-1, 5)
+    torch.testing.assert_close(one.gram, sum(torch.outer(row, row) for row in rows))

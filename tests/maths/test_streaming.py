@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coreprune.errors import InvalidInputError
-from coreprune.maths.streaming import Stream, squared
+from coreprune.maths.streaming import Stream, finite, squared
 
 
 def sample(count: int, n: int = 4, seed: int = 0) -> torch.Tensor:
@@ -108,3 +108,23 @@ def test_a_square_in_halves_is_the_product(n):
     found = squared(A)
     torch.testing.assert_close(found, A.T @ A, rtol=1e-12, atol=1e-12)
     assert torch.equal(found, found.T)
+
+
+def test_a_scatter_about_a_place_beside_the_mean_counts_all_the_same():
+    """Centred in low precision, a batch's scatter is about its mean less a little: by the definition, sum by sum."""
+    x = sample(40) + 5
+    stream = Stream(x.shape[1])
+    for batch in x.split(16):
+        mean, off = batch.mean(0), 0.1 * torch.randn(x.shape[1], generator=seeded(3), dtype=torch.float64)
+        from_near = batch - (mean - off)
+        stream._take(from_near.T @ from_near, mean, len(batch), off)
+    mean = x.mean(0)
+    torch.testing.assert_close(stream.moments()[0], mean)
+    torch.testing.assert_close(stream.moments()[1], (x - mean).T @ (x - mean) / len(x))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_refused_whatever_else_is_there(bad):
+    finite(torch.tensor([1.0, -1.0]))
+    with pytest.raises(InvalidInputError, match="NaN or infinite"):
+        finite(torch.tensor([1.0, bad, 2.0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import mpmath
 import pytest
@@ -451,3 +452,42 @@ def test_enclosure_adds_the_uncertainty_of_all_three_parts() -> None:
     low, high = r.enclosure(x)
     assert all((width > 0).all() for width in widths)
     assert (high - r(x) >= 0.4 * sum(widths)).all() and (r(x) - low >= 0.4 * sum(widths)).all()
+
+
+def test_enclosure_holds_where_the_pre_activation_loses_all_its_digits() -> None:
+    """1e16 + 1 − 1e16 is 1, and 0 or 2 in float64 by the order of the sum."""
+    rows = torch.tensor(list(permutations([1e16, 1.0, -1e16, 3.0, -3.0])), dtype=torch.float64)
+    zero, one = torch.zeros(len(rows), dtype=torch.float64), torch.eye(len(rows), dtype=torch.float64)
+    layer = OneLayer(rows, zero, one, zero, activation("identity"))
+    x = torch.ones(1, 5, dtype=torch.float64)
+    assert bool((layer(x) != 1).any())
+    low, high = layer.enclosure(x)
+    assert bool(((low <= 1) & (high >= 1)).all())
+
+
+def test_support_is_the_farthest_that_a_row_goes() -> None:
+    """Exactly over a ball and a box about 0; over any other box, that of the box about 0 which holds it."""
+    rows, near = normal(7, 20, 3), 1 + 1e-12
+    ball, length = Ball(2.5).support(rows), rows.square().sum(1).sqrt() * 2.5
+    assert bool((ball >= length).all() and (ball <= length * near).all())
+    lower, upper = torch.tensor([-3.0, 0.5, -1.0]).double(), torch.tensor([-2.0, 0.75, 2.0]).double()
+    box, ends = Box(lower, upper).support(rows), torch.tensor([3.0, 0.75, 2.0]).double()
+    inside, around = (
+        (torch.cartesian_prod(*torch.stack([a, b], 1)) @ rows.T).abs().amax(0)
+        for a, b in ((lower, upper), (-ends, ends))
+    )
+    assert bool((box >= inside).all() and (box >= around).all() and (box <= around * near).all())
+
+
+@every_activation
+@pytest.mark.parametrize("count", [1, 2, 9, 40])
+def test_no_cell_strays_further_from_its_chord_than_it_says(phi: Activation, count: int) -> None:
+    bias = phi.scale * torch.tensor([0.0, 0.0, -0.6, 1.3, -4.0], dtype=torch.float64)
+    radius = phi.scale * torch.tensor([0.5, 2.0, 1.1, 3.0, 6.0], dtype=torch.float64)
+    cell = cells(units(phi, bias, radius), count)
+    share = torch.linspace(0, 1, 101, dtype=torch.float64)[1:-1, None, None]
+    t = cell.left + share * (cell.right - cell.left)
+    chord = cell.at_left + share * (cell.at_right - cell.at_left)
+    wide = cell.right - cell.left > 1e-9
+    off = ((phi(bias + radius * t) - chord).abs() - cell.error - 1e-12 * phi.scale)[:, wide]
+    assert float(off.max()) <= 0

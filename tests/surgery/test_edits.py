@@ -289,8 +289,9 @@ def test_no_edits_change_nothing():
             Take(Location("w", 0, 1), torch.tensor([0]), 2),
         ],
         [Take(Location("v", 0), torch.tensor([0]), 2)],
+        [Take(Location("w", 0), torch.tensor([0, 1]), 2), Take(Location("w", 0, 1), torch.tensor([0, 1]), 2)],
     ],
-    ids=["beyond the end", "twice", "gone before", "no tensor"],
+    ids=["beyond the end", "twice", "gone before", "no tensor", "two that keep all"],
 )
 def test_edits_that_contradict_each_other_are_a_defect(edits):
     with pytest.raises(AssertionError):
@@ -315,3 +316,13 @@ def test_units_that_stay_are_added_and_not_multiplied(axis, block, share, whole)
     units = value.movedim(axis, 0).reshape(n * block, share, -1)
     expected = torch.einsum("ij,isr->jsr", T, units)
     torch.testing.assert_close(found.movedim(axis, 0).reshape(expected.shape), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_units_that_lie_in_an_order_of_their_own_are_taken_one_by_one():
+    """As behind a channel shuffle: unit j owns entries order[2j] and order[2j + 1], wherever they are."""
+    order = (5, 0, 3, 4, 1, 2)
+    at = Location("w", 0, 0, 2, order)
+    assert at.entries(3).tolist() == [[5, 0], [3, 4], [1, 2]]
+    w = torch.arange(12.0).reshape(6, 2)
+    small = edited([Take(at, torch.tensor([0, 2]), 3)], {"w": w})["w"]
+    assert torch.equal(small, w[[0, 1, 2, 5]])

@@ -160,7 +160,7 @@ class Box:
         return torch.maximum(self.upper - self.centre, self.centre - self.lower) * (1 + gamma(4))
 
     def support(self, rows: Tensor) -> Tensor:
-        """sup_x |row·x| for every row, rounded up; (n, d) → (n,)."""
+        """sup_x |row·x| over the least box about 0 that holds this one, rounded up; (n, d) → (n,)."""
         return rows.abs() @ torch.maximum(self.lower.abs(), self.upper.abs()) * (1 + gamma(rows.shape[1] + 8))
 
     def span(self, rows: Tensor) -> tuple[Tensor, Tensor] | None:

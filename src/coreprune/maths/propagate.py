@@ -38,9 +38,9 @@ class Component:
     covariance: Tensor
 
     def linear(self, P: Tensor, b: Tensor) -> Component:
-        """The law of P z + b."""
-        spread = (P * self.covariance) @ P.T if self.covariance.dim() == 1 else P @ self.covariance @ P.T
-        return Component(self.weight, P @ self.mean + b, spread)
+        """The law of P z + b, in the precision of P."""
+        mean, C = self.mean.to(P.dtype), self.covariance.to(P.dtype)
+        return Component(self.weight, P @ mean + b, (P * C) @ P.T if C.dim() == 1 else P @ C @ P.T)
 
 
 @dataclass(frozen=True)

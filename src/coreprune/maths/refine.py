@@ -37,6 +37,7 @@ __all__ = ["refined"]
 STEPS = 60  # of L-BFGS
 TERMS = 8  # Mehler terms of the descent; the replacement at the end uses all
 RIDGE = 1e-5  # on correlations, against fitting the law to more digits than it deserves
+ROUNDED = 1e-4  # share of its mean variance by which a covariance in single precision is raised
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,10 @@ def _dense(phi: Activation, c: Component, split: int | None, bias: Tensor, weigh
     expansion = expand(phi, mean[:n], std)
     own = spread[:n, :n]
     at = 0 if split is None else split
-    return _Dense(weight, own, std, expansion, Component(weight, mean[at:] - bias, spread[at:, at:]), spread[:n, at:])
+    pre = spread[at:, at:]
+    if c.covariance.dtype != torch.float64:  # semi-definite but for rounding, which the descent would exploit
+        pre = pre + ROUNDED * pre.diagonal().mean() * torch.eye(len(pre), dtype=pre.dtype)
+    return _Dense(weight, own, std, expansion, Component(weight, mean[at:] - bias, pre), spread[:n, at:])
 
 
 def _weighted(parts: list[tuple[float, Tensor]]) -> Tensor:

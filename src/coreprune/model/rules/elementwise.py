@@ -13,14 +13,14 @@ from coreprune.model.rules.table import Args, aten, channels, name_of, rule
 from coreprune.model.walk import Walk, shape_of
 
 ELEMENTWISE = """
-    abs acos add add_ addcdiv addcmul alpha_dropout asin atan atan2 bitwise_and bitwise_not bitwise_or
-    bitwise_xor ceil celu clamp clamp_ clamp_max clamp_min clip copysign cos cosh div div_ dropout dropout_ elu
-    elu_ eq erf erfc erfinv exp exp_ exp2 expm1 feature_dropout fill fill_ floor floor_divide fmod frac ge gelu gt
-    hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ isfinite isinf isnan le leaky_relu
-    leaky_relu_ lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor logit lt
-    masked_fill masked_fill_ maximum minimum mish mish_ mul mul_ nan_to_num ne neg neg_ pow pow_ reciprocal relu
-    relu6 relu6_ relu_ remainder round rrelu rsqrt rsub selu selu_ sigmoid sigmoid_ sign silu silu_ sin sinh
-    softplus softshrink sqrt square sub sub_ subtract tan tanh tanh_ threshold threshold_
+    abs acos acosh add add_ addcdiv addcmul alpha_dropout asin asinh atan atan2 atanh bitwise_and bitwise_not
+    bitwise_or bitwise_xor ceil celu celu_ clamp clamp_ clamp_max clamp_min clip copysign cos cosh div div_ dropout
+    dropout_ elu elu_ eq erf erfc erfinv exp exp_ exp2 expm1 feature_alpha_dropout feature_dropout fill fill_ floor
+    floor_divide fmod frac ge gelu gt hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_
+    isfinite isinf isnan le leaky_relu leaky_relu_ lerp log log10 log1p log2 log_sigmoid logical_and logical_not
+    logical_or logical_xor logit lt masked_fill masked_fill_ maximum minimum mish mish_ mul mul_ nan_to_num ne neg
+    neg_ pow pow_ reciprocal relu relu6 relu6_ relu_ remainder round rrelu rsqrt rsub selu selu_ sigmoid sigmoid_
+    sign silu silu_ sin sinh softplus softshrink sqrt square sub sub_ subtract tan tanh tanh_ threshold threshold_
     true_divide divide multiply trunc where xlogy __and__ __or__ __xor__ logaddexp float_power greater less hypot
 """
 

@@ -1,0 +1,463 @@
+"""Deliberate faults in the functions that everything else is trusted on, and the tests that must fail of each.
+
+Moments, replacements, energies, bounds, certificates, edits, the equivalence check, the correction. A fault is a
+fragment of one function and what stands for it; `tests/mutations.py` puts each in, one at a time. Faults are mistakes that
+somebody could make: a sign, a square root, a transpose, the wrong one of two similar things.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FAULTS", "Fault"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One deliberate fault.
+
+    Attributes:
+        file: below src/coreprune. function: its qualified name.
+        old: a fragment that occurs once in the function. new: what stands for it.
+        what: the fault in words.
+        tests: pytest node ids, of which one must fail.
+    """
+
+    file: str
+    function: str
+    old: str
+    new: str
+    what: str
+    tests: tuple[str, ...]
+
+
+def _of(file: str, *tests: str, rows: str) -> list[Fault]:
+    """Faults of one file, three lines each: `function | what`, the old fragment, the new one."""
+    lines = [line.strip() for line in rows.strip().splitlines() if line.strip()]
+    assert len(lines) % 3 == 0, f"{file} has a row that is not complete"
+    found = []
+    for head, old, new in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+        function, what = (part.strip() for part in head.split("|", 1))
+        found.append(Fault(file, function, old, "" if new == "(nothing)" else new, what, tests))
+    return found
+
+
+#: the quick ones of the tests of worst cases
+WORST_CASE = {
+    what: [f"tests/maths/test_worst_case.py::{name}" for name in names.split()]
+    for what, names in {
+        "domain": """
+            test_enclosure_holds_where_the_pre_activation_loses_all_its_digits test_support_is_the_farthest_that_a_row_goes
+            test_linear_difference_is_bounded_to_nine_digits_from_the_right_side
+            """,
+        "layers": """
+            test_drift_counts_a_rounded_bias test_one_changed_output_leaves_the_others_at_zero
+            test_rows_that_were_not_kept_as_claimed_are_not_believed test_rounded_rows_drift_and_jumps_never_do
+            test_enclosure_adds_the_uncertainty_of_all_three_parts
+            test_linear_difference_is_bounded_to_nine_digits_from_the_right_side test_keeping_everything_is_exactly_zero
+            test_lower_and_upper_enclose_the_grid_in_low_dimension
+            """,
+        "units": """
+            test_no_cell_strays_further_from_its_chord_than_it_says
+            test_cells_cover_the_interval_and_show_both_sides_of_a_jump test_quadratic_supremum_is_sound_and_tight
+            test_offset_is_above_a_dense_grid test_float64_code_of_the_activation_is_as_exact_as_assumed
+            test_any_slope_and_bend_give_a_true_bound test_a_slightly_wrong_bound_is_caught
+            """,
+    }.items()
+}
+
+GRAM = [
+    f"tests/maths/test_gram.py::{name}"
+    for name in [
+        "test_perfectly_correlated_units",
+        "test_rectangles_agree_with_the_square",
+        "test_thousand_random_pairs_against_quadrature",
+    ]
+]
+EQUIVALENCE = [
+    f"tests/engine/test_equivalence.py::{name}"
+    for name in [
+        "test_the_distance_is_that_of_the_worst_output_in_shares_of_its_own_largest_entry",
+        "test_reconstruction_is_the_formula",
+        "test_one_matrix_for_every_entry_of_a_unit_and_one_weight_for_every_unit",
+        "TestCheck",
+    ]
+]
+CORRECTION = [
+    f"tests/engine/test_correction.py::{name}"
+    for name in [
+        "test_readers_of_dense_shape_compute_what_the_cut_network_does",
+        "test_units_that_are_constant_go_without_a_correction",
+        "test_few_values_say_nothing",
+        "test_statistics_move_as_those_of_the_cut_network_do",
+    ]
+]
+
+FAULTS = [
+    # ------------------------------------------------------------ moments
+    *_of("maths/streaming.py", "tests/maths/test_streaming.py", rows="""
+        Stream.add | the scatter is about zero, not about the batch's mean
+        centred = new - mean
+        centred = new
+        Stream._take | a batch moves the covariance as if it were alone
+        [self.count * new / total]
+        [new * new / total]
+        Stream._take | the running mean weighs a batch by what was seen before
+        gap * (new / total)
+        gap * (self.count / total)
+        Stream._take | what a scatter's centre is off by is added, not taken away
+        [*weights, -new]
+        [*weights, new]
+        Stream.moments | divided by the count less one
+        self._scatter / self.count
+        self._scatter / max(self.count - 1, 1)
+        finite | infinity passes as a number
+        torch.isfinite(values.sum())
+        ~torch.isnan(values.sum())
+        squared | one block off the diagonal is transposed
+        left.T @ right
+        right.T @ left
+        """),
+    *_of("maths/hermite.py", "tests/maths/test_hermite.py", rows="""
+        Expansion.variance | the tail enters unsquared
+        self.tail.square()
+        self.tail
+        expand | the mean counts as variance
+        rest = variance - c[:, 1:].square().sum(1)
+        rest = variance - c.square().sum(1)
+        derivative | the square root of k + 1 is forgotten
+        c[:, 1:] * k.sqrt() * inverse
+        c[:, 1:] * k * inverse
+        second_moments | the magnitude of z for z in E φ² z
+        (weight * z).sum(1)
+        (weight * z.abs()).sum(1)
+        _variance | about zero
+        (h - centre[rows, None]).square()
+        h.square()
+        _spline_coefficients | the ramp has the wrong sign of g Q
+        [s * pdf - g * Q
+        [s * pdf + g * Q
+        _spline_coefficients | the bowl has s² − g²
+        (s.square() + g.square()) * Q
+        (s.square() - g.square()) * Q
+        _spline_coefficients | coefficients of the step are not divided by √k
+        [Q, h[:, :-1] / root]
+        [Q, h[:, :-1]]
+        _quadrature_coefficients | the recurrence divides by √(k + 2)
+        .div_(math.sqrt(k + 1))
+        .div_(math.sqrt(k + 2))
+        _panels | the density lacks its half
+        torch.exp(-z.square() / 2)
+        torch.exp(-z.square())
+        _panels | quadrature goes across the knots
+        sorted({*phi.knots, *bend})
+        sorted({0.0, *bend[:6]})
+        _standardised | a constant unit at a knot counts as below it
+        torch.where(gap > 0, 40.0, -40.0)
+        torch.where(gap >= 0, 40.0, -40.0)
+        """),
+    *_of("maths/gram.py", *GRAM, rows="""
+        gaussian_moments | variances for standard deviations
+        covariance.diagonal().clamp(min=0).sqrt()
+        covariance.diagonal().clamp(min=0)
+        correlation | negative correlations are lost
+        rho.clamp_(-1, 1)
+        rho.clamp_(0, 1)
+        cross_covariance | the left units stand on both sides
+        addr_(c[rows, k], d[columns, k])
+        addr_(c[rows, k], c[columns, k])
+        cross_covariance | the tail is forgotten
+        total = torch.outer(tail[rows], other[columns])
+        total = torch.zeros_like(r)
+        cross_covariance | deviations on the diagonal
+        variance = left.variance.to(rho.dtype)
+        variance = left.variance.sqrt().to(rho.dtype)
+        cross_covariance | the last power of ρ is left out
+        rho[rows, columns] = total.mul_(r)
+        rho[rows, columns] = total
+        """),
+    *_of("maths/propagate.py", "tests/maths/test_propagate.py", rows="""
+        Component.linear | the bias is left out
+        P @ mean + b
+        P @ mean
+        Component.linear | variances of independent features enter unsquared rows
+        (P * C) @ P.T
+        (P * C.sqrt()) @ P.T
+        Pair.overall | a mixture's means spread about zero
+        torch.outer(c.mean - mean, c.mean - mean)
+        torch.outer(c.mean, c.mean)
+        law_of | Cov(h̃, h) for Cov(h, h̃)
+        mean[:n], spread[:n, n:]
+        mean[:n], spread[n:, :n]
+        difference_energy | the covariance of both outputs is counted once
+        - 2 * spread[:p, p:]
+        - spread[:p, p:]
+        difference_energy | the difference of the means is left out
+        + (mean[:p] - mean[p:]).square()
+        (nothing)
+        """),
+    # ------------------------------------------------------------ replacement and its error
+    *_of("maths/reweight.py", "tests/maths/test_reweight.py", rows="""
+        solve | the right side is not scaled to correlations
+        (B * scale).T
+        B.T
+        solve | a ridge a million times larger
+        RIDGE[G.dtype] if ridge is None else ridge
+        1e6 * RIDGE[G.dtype] if ridge is None else ridge
+        replacement | X is taken for G where units have moved
+        X = G if law.cross is None else law.cross
+        X = G
+        replacement | the mean of the units as they are for that of the dense ones
+        target = law.moments.mean if law.target is None else law.target
+        target = law.moments.mean
+        replacement | the constant has the wrong sign
+        target - T @ law.moments.mean[S]
+        target + T @ law.moments.mean[S]
+        _turned | the constant goes by the means of other units
+        mean[:n] - T @ mean[n:]
+        mean[:n] - T @ mean[:k]
+        residual_energy | true of optimal weights alone
+        variance - 2 * mixed + kept
+        variance - mixed
+        residual_energy | the dense covariance is taken for that of the units as they are
+        own = G if law.own is None else law.own
+        own = G
+        residual_energy | the constant is forgotten
+        - coreset.constant(W)
+        (nothing)
+        residual_energy | the error of the mean is forgotten
+        .clamp(min=0) + gap.square(), variance
+        .clamp(min=0), variance
+        """),
+    *_of("maths/readers.py", "tests/maths/test_readers.py", rows="""
+        Reading.gram | only the last piece of a large weight counts
+        total += squared(
+        total[:] = squared(
+        replace_for | the constant is the mean itself
+        m - T @ m[entries] if reading.constant
+        m if reading.constant
+        error | true of optimal weights alone
+        2 * X - T @ G[entries][:, entries]
+        X
+        error | the error of the mean is forgotten
+        + float(gap @ reading.gram @ gap)
+        (nothing)
+        error | the constant of the coreset is added, not taken away
+        gap - coreset.offset.to(m.dtype)
+        gap + coreset.offset.to(m.dtype)
+        """),
+    *_of("maths/kernel.py", "tests/maths/test_kernel.py", rows="""
+        replaced | weights are left in units of the kept units' deviations
+        deviation[gone, None] / deviation[path.kept]
+        deviation[gone, None]
+        replaced | the constant has the wrong sign
+        law.moments.mean - T @ law.moments.mean[path.kept]
+        law.moments.mean + T @ law.moments.mean[path.kept]
+        """),
+    # ------------------------------------------------------------ bounds and certificates
+    *_of("maths/bounds.py", "tests/maths/test_bounds.py", rows="""
+        lipschitz_sensitivity | φ(0) is forgotten
+        abs(phi.at_zero) + phi.lipschitz
+        phi.lipschitz
+        lipschitz_sensitivity | the query's last entry, 1, is forgotten
+        layer.query_radius
+        layer.radius
+        total_sensitivity | the mean over the draws for the worst of them
+        .max()) if bool
+        .mean()) if bool
+        _constant | one sign of the deviation is forgotten
+        math.log(2 * outputs / delta)
+        math.log(outputs / delta)
+        size_for_error | the size grows like 1/ε, not 1/ε²
+        / error) ** 2)
+        / error))
+        error_of_draws | the error falls like 1/m, not 1/√m
+        math.sqrt(draws)
+        draws
+        output_variance | the second moment for the variance
+        (second - layer(x).square()) / draws
+        second / draws
+        """),
+    *_of("maths/certificate.py", "tests/maths/test_certificate.py", rows="""
+        chebyshev | the square root is forgotten
+        math.sqrt(mean_square / probability)
+        mean_square / probability
+        relative_error | squares for roots
+        math.sqrt(error / total)
+        error / total
+        clopper_pearson | the lower bound's shape
+        failures + 1, trials - failures
+        failures + 1, trials - failures + 1
+        clopper_pearson | both sides share δ
+        1 - delta))
+        1 - delta / 2))
+        """),
+    *_of("maths/domain.py", *WORST_CASE['domain'], rows="""
+        OneLayer.enclosure | rounding of the pre-activations is left out
+        low, high = self.activation.range(z - error, z + error)
+        low, high = self.activation.range(z, z)
+        Ball.support | a ball of radius 1 whatever was asked
+        length * (self.radius * (1 + gamma(rows.shape[1] + 8)))
+        length * (1 + gamma(rows.shape[1] + 8))
+        Box.support | the lower end is forgotten
+        torch.maximum(self.lower.abs(), self.upper.abs())
+        self.upper.abs()
+        Box.units | inputs vary about zero, not about the centre
+        bias = layer.bias + rows @ self.centre
+        bias = layer.bias
+        """),
+    *_of("maths/worst_case.py", *WORST_CASE['layers'], rows="""
+        Residual.__call__ | rounded rows are counted with the wrong sign
+        (self.before(x) - self.after(x))
+        (self.after(x) - self.before(x))
+        Residual.drift | rounding of the biases is forgotten
+        shift = shift + (self.before.bias - self.after.bias).abs()
+        shift = shift + 0
+        residual | what both layers share is doubled, not cancelled
+        small.outgoing[:, shared], alpha=-1
+        small.outgoing[:, shared], alpha=1
+        residual | units of the small layer alone are added
+        -small.outgoing[:, ~shared]
+        small.outgoing[:, ~shared]
+        residual | the small layer's constant is forgotten
+        dense.constant - small.constant
+        dense.constant
+        _compare | rows that differ in the bias alone count as the same
+        & (small.bias == dense.bias[kept])
+        (nothing)
+        upper_bound | the smaller of both signs
+        .view(2, -1).amax(0)
+        .view(2, -1).amin(0)
+        upper_bound | the constant is forgotten
+        torch.cat(bounds) + constants
+        torch.cat(bounds) + 0 * constants
+        lower_bound | the far end of what was enclosed
+        torch.maximum(low, -high)
+        torch.maximum(high, -low)
+        """),
+    *_of("maths/relax.py", *WORST_CASE['units'], rows="""
+        cells | half of the error of a chord
+        .square() / 8
+        .square() / 16
+        cells | intervals are not cut at the knots
+        *(torch.full_like(lower, knot) for knot in phi.knots)
+        *(torch.full_like(lower, knot) for knot in phi.knots[1:])
+        offset | the error of the chord is forgotten
+        weight * chord + size * error
+        weight * chord
+        quadratic_supremum | a quarter for a half
+        ((g + e) * x).sum(1) / 2
+        ((g + e) * x).sum(1) / 4
+        _linear_supremum | negative bends lower the bound
+        bend.clamp(min=0) @ norms
+        bend @ norms
+        read_error | no allowance for the activation's own rounding
+        PHI_ULPS * UNIT_ROUNDOFF * lipschitz
+        0 * UNIT_ROUNDOFF * lipschitz
+        """),
+    # ------------------------------------------------------------ edits
+    *_of("model/site.py", "tests/surgery/test_edits.py", rows="""
+        Location.entries | entries of several units interleave
+        self.start + units * self.span).reshape(units, self.span)
+        self.start + units * self.span).reshape(self.span, units).T
+        Location.entries | an order of its own is ignored
+        torch.tensor(self.order)
+        torch.tensor(sorted(self.order))
+        """),
+    *_of("surgery/edits.py", "tests/surgery/test_edits.py", rows="""
+        Mix.places | new units take the first places
+        if self.indices is None else self.indices.cpu()
+        if True else self.indices
+        Add.__call__ | entries of the dense bias are taken for those that are left
+        self.entries if alive is None
+        self.entries if True
+        constant | the sign of the reader is forgotten
+        result * reader.sign
+        result
+        constant | one kernel position for their sum
+        each.sum(2) if each.shape[2] > 1 else
+        each[:, :, 0] if each.shape[2] > 1 else
+        _cut | mixed before it is rounded, but to the tensor's own precision each time
+        goal if last and goal else mixing[1].dtype
+        goal if goal else mixing[1].dtype
+        """),
+    *_of("surgery/mixing.py", "tests/surgery/test_edits.py", rows="""
+        Mixing.__call__ | units that stay no longer stand for themselves
+        torch.addmm(own.reshape(matrix.shape[1], -1), matrix.T
+        torch.addmm(0 * own.reshape(matrix.shape[1], -1), matrix.T
+        Mixing.__call__ | factors are left out
+        * matrix.reshape(-1, *[1] * units.dim())
+        (nothing)
+        Mixing.__call__ | what is not mixed is not copied
+        selected(old, axis, before))
+        0 * selected(old, axis, before))
+        Layout.take | units are taken in ascending order whatever was asked
+        source[goal] = entries[indices]
+        source[goal] = goal
+        Layout._entries | two edits may change the same entries
+        assert not bool(self._touched[entries].any())
+        assert True
+        Layout._entries | an edit may change what is gone
+        assert bool(self._left()[entries].all())
+        assert True
+        """),
+    *_of("plan.py", "tests/surgery/test_edits.py", "tests/test_plan.py", rows="""
+        Cut.reading | factors of kept units are taken for ones
+        if coreset.mix.dim() == 1 and bool((coreset.mix == 1).all()):
+        if coreset.mix.dim() == 1:
+        Cut.owning | further owners of the units stay as they are
+        *([site.bias] if there else []), *site.others]
+        *([site.bias] if there else [])]
+        """),
+    # ------------------------------------------------------------ the check after every cut
+    *_of("engine/equivalence.py", *EQUIVALENCE, rows="""
+        require | a thousandth is taken for rounding
+        if not difference <= tolerance
+        if not difference <= 1e-3
+        check | only the last graph counts
+        worst = max(worst, _difference(dense, small_model, captured, pairs, tensors64))
+        worst = _difference(dense, small_model, captured, pairs, tensors64)
+        reconstructed | the constant is forgotten
+        torch.einsum("ij,rjs->ris", mix, left) + offset
+        torch.einsum("ij,rjs->ris", mix, left)
+        reconstructed | the first units are taken for the kept ones
+        kept = coreset.indices.to(device)
+        kept = torch.arange(coreset.units, device=device)
+        _spread_out | entries of a unit and units change places
+        torch.kron(mix, torch.eye(each, dtype=mix.dtype, device=mix.device))
+        torch.kron(torch.eye(each, dtype=mix.dtype, device=mix.device), mix)
+        _replaced | the small module keeps the tensors of the check
+        table[leaf] = old
+        saved = []
+        _distance | the last output decides
+        worst = max(worst, gap / (size or 1.0))
+        worst = gap / (size or 1.0)
+        _distance | NaN agrees with anything
+        if not bool((a.isfinite() & b.isfinite() | same).all()):
+        if False:
+        _distance | errors are divided by their own size
+        size = float(a.abs().masked_fill(~a.isfinite(), 0.0).max())
+        size = float((a - b).abs().max()) * 1e12
+        """),
+    # ------------------------------------------------------------ the correction of BatchNorms
+    *_of("engine/correction.py", *CORRECTION, rows="""
+        as_cut | readers have ones for units that went
+        value.new_zeros(shape)
+        value.new_ones(shape)
+        _Moments.both | second moments for variances
+        self.squares / self.count - mean.square()
+        self.squares / self.count
+        _taken_over | a constant that the cut put into the running mean is counted twice
+        (m_cut - m - made)
+        (m_cut - m)
+        _taken_over | the square root of the ratio of variances is forgotten
+        (running / safe).sqrt()
+        (running / safe)
+        _taken_over | the variance changes the wrong way
+        running * (v_cut / safe - 1)
+        running * (1 - v_cut / safe)
+        _taken_over | few values suffice
+        if dense.count < FEWEST
+        if dense.count < 1
+        """),
+]  # fmt: skip
