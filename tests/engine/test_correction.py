@@ -355,7 +355,7 @@ def test_a_norm_that_is_used_twice_is_left_alone():
 
         def forward(self, x: Tensor) -> Tensor:
             h = self.norm(self.b(self.a(x).relu())).relu()
-            return self.norm1(self.norm(self.c(h)))
+            return self.norm1(self.norm(self.c(h)).relu())
 
     model = lively(Twice())
     plan = cp.plan(model, torch.randn(4, 3, 9, 9, generator=seeded(0), dtype=F64), units={"a": 3}, prior="noise")

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune.engine.local import Progress
-from coreprune.engine.observe import normalises
+from coreprune.engine.norms import normalises
 from coreprune.engine.probes import batch_size, fits, fitting, on_meta, synthesise, token_tables
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured

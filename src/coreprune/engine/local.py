@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune.engine.norms import Norms
 from coreprune.errors import InvalidInputError
 from coreprune.maths.bounds import error_of_draws, total_sensitivity
 from coreprune.maths.certificate import chebyshev, relative_error
@@ -47,6 +48,7 @@ class Request:
         reweight: replace the method's weights by the least-squares ones on the units it chose.
         draws: draws with replacement, by site, in place of a width; only for the paper's sampling.
         progress: called before each site.
+        norms: takes in what the dense network's BatchNorms get when it is observed.
     """
 
     method: Method
@@ -56,6 +58,7 @@ class Request:
     reweight: bool = False
     draws: Mapping[str, int] = field(default_factory=dict)
     progress: Progress | None = None
+    norms: Norms | None = None
 
 
 def decide(

@@ -160,7 +160,13 @@ def _observe(
     batches = list(inputs(found.graphs[0], request.prior, request.seed))
     try:
         found_moments = moments(
-            found.graphs, tensors, taps, batches, batch_statistics=forced(request.prior), every=text
+            found.graphs,
+            tensors,
+            taps,
+            batches,
+            batch_statistics=forced(request.prior),
+            norms=request.norms,
+            every=text,
         )
     except (RuntimeError, IndexError, TypeError) as error:
         if isinstance(request.prior, Gaussian):
