@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 from coreprune.model.capture import Captured
 
@@ -53,9 +54,8 @@ def normalised(operands: Sequence[Any], eps: float, take: Take | None = None) ->
             scale = torch.where(moves, torch.sqrt(variance / (variance + eps)) * torch.rsqrt(v), scale)
     scale = scale if weight is None else scale * weight
     shift = torch.zeros_like(own) if bias is None else bias
-    given = [value.to(x.dtype) for value in (scale, shift, own)]
-    result: Tensor = torch.batch_norm(x, *given, torch.ones_like(given[2]), False, 0.0, 0.0, False)
-    return result
+    scale, shift, own = (value.to(x.dtype) for value in (scale, shift, own))
+    return F.batch_norm(x, own, torch.ones_like(own), scale, shift, eps=0.0)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
