@@ -114,9 +114,8 @@ def _difference(
     """The comparison of one graph: see `check`."""
 
     def masked(arguments: Arguments) -> list[Any]:
-        hook = _hook(pairs)
-        with Double():
-            return run(captured, dense, arguments, taps=[tap for tap, _ in pairs], hook=hook)
+        with Double() as double:
+            return run(captured, dense, arguments, taps=[tap for tap, _ in pairs], hook=_hook(pairs, double))
 
     module = small_model.get_submodule(captured.path)
     one = 1 if not captured.path and fits(captured, 1) else None
@@ -213,9 +212,14 @@ def _coresets(found: Inspection, plan: Plan) -> list[tuple[Tap, Coreset]]:
     return pairs
 
 
-def _hook(pairs: Sequence[tuple[Tap, Coreset]]) -> Callable[[Tap, Tensor], Tensor]:
+def _hook(pairs: Sequence[tuple[Tap, Coreset]], double: Double) -> Callable[[Tap, Tensor], Tensor]:
     of = {id(tap): coreset for tap, coreset in pairs}
-    return lambda tap, value: reconstructed(value, tap, of[id(tap)])
+
+    def hook(tap: Tap, value: Tensor) -> Tensor:
+        with double.paused():  # what it does is of double precision by itself
+            return reconstructed(wide(value), tap, of[id(tap)])
+
+    return hook
 
 
 def reconstructed(value: Tensor, tap: Tap, coreset: Coreset) -> Tensor:

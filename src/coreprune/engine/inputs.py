@@ -135,8 +135,8 @@ def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Te
     norms = any(normalises(node.target) for node in captured.graph.graph.nodes)
     if image and norms and matches(model):
         images = Matched()
-        cost = 3 * images.count * images.steps * _operations(captured) / max(batch_size(captured), 1)
-        return images if cost <= AFFORDABLE else Gaussian()
+        most = AFFORDABLE * max(batch_size(captured), 1) / (3 * images.count * images.steps)
+        return images if _least_operations(captured) <= most and _operations(captured) <= most else Gaussian()
     return Gaussian()
 
 
@@ -173,6 +173,16 @@ def _follow(captured: Captured, prior: Generated | Text, model: nn.Module) -> bo
     except InvalidInputError:
         return False
     return True
+
+
+def _least_operations(captured: Captured) -> float:
+    """Floating operations of the convolutions and linear layers alone, from the shapes at hand."""
+    total = 0.0
+    for node in captured.graph.graph.nodes:
+        if str(node.target).startswith(("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.linear")):
+            weight = node.args[1].meta["val"].shape
+            total += 2.0 * math.prod(node.meta["val"].shape) * math.prod(weight[1:])
+    return total
 
 
 def _operations(captured: Captured) -> float:
