@@ -23,6 +23,7 @@ from torch import Tensor
 
 from coreprune.engine.norms import Norms
 from coreprune.engine.observe import run
+from coreprune.engine.probes import by_shape
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection
 from coreprune.plan import Cut, Plan
@@ -34,12 +35,6 @@ __all__ = ["as_cut", "corrections"]
 FEWEST = 256
 #: differences in units of the dense deviation, or shares of its square, that two runs in float32 can have by rounding
 ROUNDING = 1e-5
-
-#: operators that hold no width: the shape of what they give follows from the shapes they are given
-_BY_SHAPE = {"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "avg_pool1d", "avg_pool2d",
-             "batch_norm", "cat", "clone", "conv1d", "conv2d", "conv3d", "dropout", "elu", "flatten", "gelu",
-             "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "linear", "max_pool1d", "max_pool2d", "mean", "mul",
-             "relu", "sigmoid", "silu", "tanh"}  # fmt: skip
 
 
 def corrections(
@@ -90,8 +85,7 @@ def _small(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The cut tensors as the dense graph can be run on them, and which channels are left of each running mean."""
     every = {name: torch.arange(len(tensors[name])) for name in means}
-    operators = [str(n.target).split(".") for n in captured.graph.graph.nodes if n.op not in {"placeholder", "output"}]
-    if captured.constants or not all(o[0] == "aten" and o[1].rstrip("_") in _BY_SHAPE for o in operators):
+    if not by_shape(captured):
         return {**tensors, **as_cut(cuts, tensors)}, every
     low = all(tensor.dtype == torch.float32 for tensor in tensors.values() if tensor.is_floating_point())
     edits = Plan(tuple(cut.to(torch.float32) if low else cut for cut in cuts), {}, {}).edits(tensors)

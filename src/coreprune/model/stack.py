@@ -203,7 +203,9 @@ def _site(here: _Step, between: list[_Step], reader: _Step) -> Site:
 
 
 def _runs_on_shapes(model: nn.Module, x: Tensor) -> bool:
-    """Whether a model takes an input of this shape and type."""
+    """Whether a model takes an input of this shape. Types say nothing there: the input is to be of the weights' own."""
+    if any(p.dtype != x.dtype for p in model.parameters()):
+        return False
     try:
         functional_call(model, {name: t.to("meta") for name, t in tensors_of(model).items()}, (x.to("meta"),))
     except Exception:  # it raises whatever its code raises, and some needs values
