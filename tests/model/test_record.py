@@ -34,6 +34,7 @@ class Wired(nn.Module):
         x += y
         x = self.pools(F.dropout(x, 0.1, self.training))
         assert x.shape[1] == x.size(1) == 8 and x.dim() == 4
+        x = F.avg_pool2d(F.max_pool2d(x, 1), (1, 1), None)
         two = torch.cat([x, x.mul(y.mean((2, 3), keepdim=True))], 1)
         return self.out(x.add(x)), self.head(torch.flatten(two.mean([2, 3]), 1))
 

@@ -236,27 +236,28 @@ class _Recorder(TorchFunctionMode):
         casts = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         if casts or torch.is_grad_enabled() or not (asks or func in _FUNCTIONS):  # before it does anything
             raise _Unknown
-        result = _shaped(func, args, kwargs or {})
-        if not isinstance(result, Tensor) and asks:
+        if asks:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):  # a view of its own
+                raise _Unknown
             return result
-        if not isinstance(result, Tensor) or asks:  # a view of its own
-            raise _Unknown
         operator, given = _FUNCTIONS[func](*args, **(kwargs or {}))
         trimmed = tuple(_trimmed(operator, given))
         nodes = pytree.tree_map(lambda v: self.node(v) if isinstance(v, Tensor) else v, trimmed)
         if operator in _WEIGHTED and nodes[1].name not in self.weights:
             raise _Unknown  # a weight that is computed
+        result = _shaped(operator, trimmed)
         self._noted("call_function", operator, tuple(nodes), operator.overloadpacket.__name__, result)
         return result
 
 
-def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
-    """What a function gives on shapes; for a BatchNorm that fits, without PyTorch's many steps."""
-    if func is F.batch_norm and args[0].dim() > 1 and args[0].dtype == torch.float32:
-        given = [v for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)]
+def _shaped(operator: Any, args: Sequence[Any]) -> Any:
+    """What an operator gives on shapes; for a BatchNorm that fits, without PyTorch's many steps."""
+    if operator is _aten.batch_norm.default and args[0].dim() > 1 and args[0].dtype == torch.float32:
+        given = [value for value in args[1:5] if value is not None]
         if all(v.dtype == torch.float32 and v.shape == args[0].shape[1:2] for v in given):
             return torch.empty_like(args[0])
-    return func(*args, **kwargs)
+    return operator(*args)
 
 
 def _trimmed(operator: Any, args: Sequence[Any]) -> Iterator[Any]:
@@ -266,6 +267,8 @@ def _trimmed(operator: Any, args: Sequence[Any]) -> Iterator[Any]:
     for argument, value in zip(arguments, args, strict=False):
         if argument.N and isinstance(value, int):
             value = [value] * argument.N  # noqa: PLW2901
+        elif value is None and isinstance(argument.default_value, list):
+            value = []  # noqa: PLW2901
         elif isinstance(value, tuple):
             value = list(value)  # noqa: PLW2901
         if isinstance(value, str):  # another overload
