@@ -44,7 +44,8 @@ def inspect(model: nn.Module, example_inputs: Any = None, *, capture: str = "aut
         model: any network; weights may be on the meta device.
         example_inputs: one batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword
             arguments. A stack of Linear layers and activations needs none.
-        capture: "export" for the whole forward pass, "blocks" for its submodules one by one, "auto" for what works.
+        capture: "export" for the whole forward pass by torch.export, "blocks" for its submodules one by one, "auto" for
+            the first of these, or a quicker way to the same graph, that works.
 
     Returns:
         The sites in forward order and the refusals.

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
 from coreprune.engine.correction import corrections
-from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior, inputs, prior_of, settled
+from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior, forced, inputs, prior_of, settled
 from coreprune.engine.local import Progress, Request, curves, decide
 from coreprune.engine.network import Survey, decide_network, surveyed
+from coreprune.engine.norms import Norms
 from coreprune.engine.probes import token_tables
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.io.configs import governed
@@ -80,7 +81,9 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     law, seen = _observed(model, found, wish)
     radius = radius_of(wish.radius, found.features)
     costs = _by_costs(model, seen, wish)
-    request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs)
+    corrected = bool(found.graphs) and (method.law or wish.reweight)
+    norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
+    request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, norms)
     kept, errors, survey = _widths(model, seen, tensors, wish, request)
     drawn = draws_of(found, wish.draws or {}, kept, wish.ignore)
     cuts: tuple[Cut, ...]
@@ -92,8 +95,8 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
         cuts = decide_network(seen, tensors, kept, request, survey)
     cuts = tuple(_with_curve(cut, errors) for cut in cuts)
     shifts: dict[str, Tensor] = {}
-    if found.graphs and (method.law or wish.reweight):
-        shifts = corrections(seen, tensors, cuts, inputs(seen.graphs[0], law, wish.seed))
+    if corrected:
+        shifts = corrections(seen, tensors, cuts, inputs(seen.graphs[0], law, wish.seed), request.norms)
     return Plan(cuts, _recipe(found, example_inputs, wish, law, drawn), found.shapes, shifts)
 
 

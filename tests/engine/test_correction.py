@@ -14,9 +14,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import coreprune as cp
-from coreprune.engine.correction import FEWEST, as_cut, corrections
+from coreprune.engine.correction import FEWEST, _small, as_cut, corrections
 from coreprune.engine.equivalence import check
 from coreprune.engine.inputs import inputs
+from coreprune.engine.norms import Norms
+from coreprune.engine.observe import run
 from coreprune.errors import CheckpointError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
 from coreprune.model.discover import discover
@@ -355,7 +357,7 @@ def test_a_norm_that_is_used_twice_is_left_alone():
 
         def forward(self, x: Tensor) -> Tensor:
             h = self.norm(self.b(self.a(x).relu())).relu()
-            return self.norm1(self.norm(self.c(h)))
+            return self.norm1(self.norm(self.c(h)).relu())
 
     model = lively(Twice())
     plan = cp.plan(model, torch.randn(4, 3, 9, 9, generator=seeded(0), dtype=F64), units={"a": 3}, prior="noise")
@@ -493,3 +495,25 @@ def test_a_correction_that_gets_lost_on_the_way_is_told(monkeypatch):
     monkeypatch.setattr("coreprune.api.edited", forgets)
     with pytest.raises(UnsupportedModelError, match="differ by"):
         cp.apply(model, plan)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_was_seen_while_observing_is_what_a_run_of_its_own_sees(name):
+    """And tensors of the cut network's own shapes say the same of its statistics as those of dense shape."""
+    model, x = network(name)
+    plan = cp.plan(model, x, remove={"*": 0.5}, prior="noise")
+    alone = by_hand(model, x, plan.cuts).shifts
+    assert plan.shifts.keys() == alone.keys() and plan.shifts
+    found, tensors = discover(model, x), tensors_of(model)
+    for key, value in alone.items():
+        assert torch.equal(plan.shifts[key], value)
+    graph = found.graphs[0]
+    whole, own, kept = as_cut(plan.cuts, tensors), *_small(graph, tensors, plan.cuts, ["norm3.running_mean"])
+    assert own["norm3.running_mean"].shape == kept["norm3.running_mean"].shape
+    norms = [Norms(graph) for _ in range(2)]
+    for given, one in zip(({**tensors, **whole}, own), norms, strict=True):
+        run(graph, given, ((x,), {}), batch_statistics=True, norms=one, complete=False)
+    for norm in norms[0].every:
+        if norm.mean == "norm3.running_mean":
+            for a, b in zip(norms[0].moments(norm), norms[1].moments(norm), strict=True):
+                torch.testing.assert_close(a[kept[norm.mean]], b, rtol=1e-9, atol=1e-9)

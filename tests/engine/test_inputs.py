@@ -360,3 +360,45 @@ def test_layers_in_a_row_take_no_text_and_no_images():
         with pytest.raises(InvalidInputError, match=f"prior='{prior}' was asked of a stack"):
             cp.plan(stack, units={"0": 3}, prior=prior)
     assert cp.plan(stack, units={"0": 3}, prior="noise").recipe["prior"].startswith("gaussian")
+
+
+# ---------------------------------------------------------------- how large images of noise are
+
+
+def seeing(*head: nn.Module, norm: bool = True) -> nn.Module:
+    norms = [nn.BatchNorm2d(6)] if norm else []
+    return nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), *norms, nn.ReLU(), nn.Conv2d(6, 4, 3, 2, 1), *head).eval()
+
+
+def pooled(size: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(size), nn.Flatten(), nn.Linear(4 * size**2, 5)]
+
+
+HELD = [nn.Flatten(), nn.Linear(4 * 56 * 56, 5)]
+
+
+@pytest.mark.parametrize(
+    "model, side, drawn",
+    [
+        (seeing(*pooled(1)), 224, 128),
+        (seeing(*pooled(1)), 96, 96),  # not large
+        (seeing(*pooled(28)), 224, 128),
+        (seeing(*pooled(40)), 224, 224),  # as many positions as there would not be
+        (seeing(*HELD), 224, 224),  # the size is held
+        (nn.Sequential(seeing(), nn.ChannelShuffle(2), *pooled(1)).eval(), 224, 224),  # an operator may hold one
+    ],
+)
+def test_noise_is_drawn_on_half_the_side_where_that_says_as_much(model, side, drawn):
+    graph = capture(model, torch.randn(1, 3, side, side))
+    batches = list(inputs(graph, Gaussian(), 0))
+    again = list(inputs(graph, Gaussian(), 0))
+    for ((x,), _), ((y,), _) in zip(batches, again, strict=True):
+        assert x.shape[2:] == (drawn, drawn) and torch.equal(x, y)
+    assert sum(len(x) for (x,), _ in batches) >= 8
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_images_lie_channels_last_where_nothing_is_normalised(norm):
+    graph = capture(seeing(*pooled(1), norm=norm), torch.randn(1, 3, 64, 64))
+    ((x,), _), *_ = inputs(graph, Gaussian(), 0)
+    assert x.is_contiguous(memory_format=torch.channels_last) is not norm

@@ -55,6 +55,26 @@ def test_blocks_cost_little():
     assert one < many < 1.05 * one
 
 
+@pytest.mark.parametrize("rank, block", [(20, 4), (4, 20)])
+def test_blocks_of_many_and_of_few_units_are_swept_alike(rank, block):
+    """A block with fewer units than there are samples changes W P; otherwise it is computed anew."""
+    G, W = made(120, rank), normal(9, 120, seed=5)
+    mine, theirs = forward(G, W, 60, block=block), dense_forward(G.dense(), W @ G.dense(), 60, block=block)
+    assert mine.order.tolist() == theirs.order.tolist()
+    assert torch.allclose(mine.energy, theirs.energy, rtol=1e-9)
+
+
+@pytest.mark.parametrize("optimal", [True, False])
+def test_a_product_goes_through_the_samples_where_it_can(optimal):
+    G, W, kept = made(120, 3), normal(9, 120, seed=2), torch.arange(0, 120, 2)
+    T = replacement(G, kept)
+    if not optimal:
+        T[1] += 1e-3 * normal(60, seed=3)
+    E = torch.eye(120).double()
+    E[:, kept] -= T
+    assert residual(G, W, kept, T) == pytest.approx(float((W @ E @ G.dense() @ E.T @ W.T).trace()), rel=1e-6)
+
+
 def test_units_that_no_output_sees_come_last():
     G, W = made(10), normal(3, 10)
     W[:, 4:] = 0

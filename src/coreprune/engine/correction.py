@@ -19,22 +19,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from coreprune.engine.observe import normalises, run
+from coreprune.engine.norms import Norms
+from coreprune.engine.observe import run
+from coreprune.engine.probes import by_shape
 from coreprune.model.capture import Arguments, Captured
-from coreprune.model.site import Inspection, Tap
-from coreprune.plan import Cut
-from coreprune.surgery.edits import edited
+from coreprune.model.site import Inspection
+from coreprune.plan import Cut, Plan
+from coreprune.surgery.edits import Take, edited
 
 __all__ = ["as_cut", "corrections"]
 
 #: values per channel in all batches below which a BatchNorm's statistics say too little, and are left as they are
 FEWEST = 256
+#: differences in units of the dense deviation, or shares of its square, that two runs in float32 can have by rounding
+ROUNDING = 1e-5
 
 
 def corrections(
-    found: Inspection, tensors: Mapping[str, Tensor], cuts: Sequence[Cut], batches: Iterable[Arguments]
+    found: Inspection,
+    tensors: Mapping[str, Tensor],
+    cuts: Sequence[Cut],
+    batches: Iterable[Arguments],
+    dense: Norms | None = None,
 ) -> dict[str, Tensor]:
     """What to add to the running statistics of the dense network's BatchNorms when these cuts are made.
 
@@ -43,24 +51,46 @@ def corrections(
         tensors: the dense network's, by name.
         cuts: all that are made.
         batches: inputs of the whole network, at least one.
+        dense: what the dense network's BatchNorms got of these very batches, if that was seen before.
 
     Returns:
         Name of a running mean or variance → (channels,) to add; those that do not change are not named.
     """
     captured = found.graphs[0]
-    norms = _norms(captured)
-    if captured.path or not norms or not cuts or any(cut.coresets[0].incoming is not None for cut in cuts):
+    before, after = dense or Norms(captured), Norms(captured)
+    if captured.path or not after.every or not cuts or any(cut.coresets[0].incoming is not None for cut in cuts):
         return {}
-    small = {**tensors, **as_cut(cuts, tensors)}
-    before, after = ({tap.node: _Moments() for tap, *_ in norms} for _ in range(2))
+    known = before.count(before.every[0]) > 0
+    small, kept = _small(captured, tensors, cuts, [norm.mean for norm in after.every])
     for arguments in batches:
-        _observe(captured, tensors, arguments, norms, before)
-        _observe(captured, small, arguments, norms, after)
+        for given, norms in ((tensors, before), (small, after))[known:]:
+            run(captured, given, arguments, batch_statistics=True, norms=norms, complete=False)
     result: dict[str, Tensor] = {}
-    for tap, mean, variance in norms:
-        made = small[mean].double().cpu() - tensors[mean].double().cpu()  # constants that the cut itself puts there
-        result |= _taken_over(before[tap.node], after[tap.node], tensors, (mean, variance), made)
+    for norm in after.every:
+        if before.count(norm) < FEWEST:
+            continue
+        at, running = kept[norm.mean], tensors[norm.mean].detach().double().cpu()
+        made = small[norm.mean].double().cpu() - running[at]  # constants that the cut itself puts there
+        m, v = before.moments(norm)
+        (m_cut, v_cut), spread = after.moments(norm), tensors[norm.variance].detach().double().cpu()
+        shift, change = _taken_over((m[at], v[at]), (m_cut - made, v_cut), spread[at])
+        for name, value in ((norm.mean, shift), (norm.variance, change)):
+            if bool(value.any()):
+                result[name] = torch.zeros_like(spread).index_copy_(0, at, value)
     return result
+
+
+def _small(
+    captured: Captured, tensors: Mapping[str, Tensor], cuts: Sequence[Cut], means: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The cut tensors as the dense graph can be run on them, and which channels are left of each running mean."""
+    every = {name: torch.arange(len(tensors[name])) for name in means}
+    if not by_shape(captured):
+        return {**tensors, **as_cut(cuts, tensors)}, every
+    low = all(tensor.dtype == torch.float32 for tensor in tensors.values() if tensor.is_floating_point())
+    edits = Plan(tuple(cut.to(torch.float32) if low else cut for cut in cuts), {}, {}).edits(tensors)
+    takes = [edit for edit in edits if isinstance(edit, Take) and edit.tensor in every]
+    return {**tensors, **edited(edits, tensors)}, {**every, **edited(takes, every)}
 
 
 def as_cut(cuts: Sequence[Cut], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,65 +120,11 @@ def as_cut(cuts: Sequence[Cut], tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return small
 
 
-class _Moments:
-    """Sum, sum of squares and number of what each channel got."""
-
-    def __init__(self) -> None:
-        self.count, self.sum, self.squares = 0, torch.zeros(1), torch.zeros(1)
-
-    def add(self, value: Tensor) -> None:
-        """Take in (N, C, …)."""
-        flat = value.flatten(2) if value.dim() > 2 else value[..., None]
-        self.sum = self.sum + flat.sum(2, dtype=torch.float32).sum(0, dtype=torch.float64).cpu()
-        self.squares = self.squares + flat.square().sum(2, dtype=torch.float32).sum(0, dtype=torch.float64).cpu()
-        self.count += flat.shape[0] * flat.shape[2]
-
-    @property
-    def both(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance."""
-        mean = self.sum / self.count
-        return mean, (self.squares / self.count - mean.square()).clamp(min=0)
-
-
-def _norms(captured: Captured) -> list[tuple[Tap, str, str]]:
-    """A tap at the input of every BatchNorm with running statistics, and their names; none for those used twice."""
-    found = []
-    for node in captured.graph.graph.nodes:
-        if normalises(node.target):
-            mean, variance = (captured.states.get(a.name, "") if isinstance(a, fx.Node) else "" for a in node.args[3:5])
-            if mean and variance:
-                found.append((Tap(0, node.name, node.args[0].name, 1, torch.zeros(0, 1, 1).long()), mean, variance))
-    names = [mean for _, mean, _ in found]
-    return [norm for norm in found if names.count(norm[1]) == 1]
-
-
-def _observe(
-    captured: Captured,
-    tensors: Mapping[str, Tensor],
-    arguments: Arguments,
-    norms: Sequence[tuple[Tap, str, str]],
-    into: Mapping[str, _Moments],
-) -> None:
-    """One run that takes in what every BatchNorm gets."""
-
-    def look(tap: Tap, value: Tensor) -> None:
-        into[tap.node].add(value)
-
-    taps = [tap for tap, *_ in norms]
-    run(captured, tensors, arguments, taps=taps, hook=look, batch_statistics=True, complete=False)
-
-
-def _taken_over(
-    dense: _Moments, small: _Moments, tensors: Mapping[str, Tensor], names: tuple[str, str], made: Tensor
-) -> dict[str, Tensor]:
-    """The differences in units of the dense deviation, times the running one."""
-    if dense.count < FEWEST:
-        return {}
-    (m, v), (m_cut, v_cut) = dense.both, small.both
-    mean, variance = names
-    running = tensors[variance].detach().double().cpu()
-    moves = v > 1e-5 * m.square().clamp(min=1e-30)  # sums in float32 leave up to 1e-6 where nothing varies
+def _taken_over(dense: tuple[Tensor, Tensor], small: tuple[Tensor, Tensor], running: Tensor) -> tuple[Tensor, Tensor]:
+    """The differences of mean and variance in units of the dense deviation, times the running one; rounding is none."""
+    (m, v), (m_cut, v_cut) = dense, small
+    moves = v > 1e-5 * m.square().clamp(min=1e-30)
     safe = torch.where(moves, v, 1.0)
-    shift = torch.where(moves, (m_cut - m - made) * (running / safe).sqrt(), 0.0)
-    change = torch.where(moves, running * (v_cut / safe - 1), 0.0)
-    return {name: value for name, value in ((mean, shift), (variance, change)) if bool(value.any())}
+    shift, change = (m_cut - m) / safe.sqrt(), v_cut / safe - 1
+    shift, change = (torch.where(moves & (value.abs() > ROUNDING), value, 0.0) for value in (shift, change))
+    return shift * running.sqrt(), change * running

@@ -9,7 +9,8 @@ products piece by piece.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,6 +99,15 @@ class Double(TorchDispatchMode):
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
         self._early.__exit__(*exc)  # type: ignore[no-untyped-call]
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context within this one, and no other, in which operators do what they do elsewhere."""
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """One operator."""
         kwargs = kwargs or {}
@@ -169,13 +179,25 @@ def _large(value: Tensor) -> bool:
 def _mm(a: Tensor, b: Tensor) -> Tensor:
     """A b, (m, n), for a of shape (m, k) and b of shape (k, n)."""
     rows, columns = (max(1, PIECE // (8 * max(a.shape[1], 1))) for _ in range(2))
+    if _large(b) and not _large(a):
+        return _by_columns(wide(a), b, min(columns, b.shape[1]))
     if _large(b):
-        a = a if _large(a) else wide(a)
         return torch.cat([_mm(a, piece) for piece in b.split(min(columns, max(1, b.shape[1] - 1)), 1)], 1)
     if _large(a):
         b = wide(b)
         return torch.cat([_mm(piece, b) for piece in a.split(min(rows, max(1, a.shape[0] - 1)), 0)])
     result: Tensor = wide(a) @ wide(b)
+    return result
+
+
+def _by_columns(a: Tensor, b: Tensor, step: int) -> Tensor:
+    """A b for a wide A, some columns of b at a time in one place: new ones for each would leave holes behind."""
+    kind = _WIDE[b.dtype]
+    result = a.new_empty(a.shape[0], b.shape[1], dtype=torch.promote_types(a.dtype, kind))
+    place = b.new_empty(step, b.shape[0], dtype=kind)
+    for low in range(0, b.shape[1], step):
+        piece = b.narrow(1, low, min(step, b.shape[1] - low))
+        result.narrow(1, low, piece.shape[1]).copy_(a @ place[: piece.shape[1]].copy_(piece.T).T)
     return result
 
 

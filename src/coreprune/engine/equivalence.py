@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import Double, wide
 from coreprune.engine.observe import run
-from coreprune.engine.probes import cropped, fits, synthesise
+from coreprune.engine.probes import crops, fits, synthesise
 from coreprune.errors import CorepruneError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Arguments, Captured, capture, evaluating, first_line
@@ -114,9 +114,8 @@ def _difference(
     """The comparison of one graph: see `check`."""
 
     def masked(arguments: Arguments) -> list[Any]:
-        hook = _hook(pairs)
-        with Double():
-            return run(captured, dense, arguments, taps=[tap for tap, _ in pairs], hook=hook)
+        with Double() as double:
+            return run(captured, dense, arguments, taps=[tap for tap, _ in pairs], hook=_hook(pairs, double))
 
     module = small_model.get_submodule(captured.path)
     one = 1 if not captured.path and fits(captured, 1) else None
@@ -126,12 +125,14 @@ def _difference(
         with _replaced(small_model, tensors64):
             return _distance(outputs, _live(module, arguments)), all(_finite(value) for value in outputs)
 
-    less = cropped(captured)
-    if less is not None and _runs(module, captured):
-        with suppress(Exception):  # the code cannot do with smaller images: then with those it was given
-            difference, finite = compared(_arguments(less, one, dense))
-            if finite and difference <= TOLERANCE:
-                return difference
+    smaller = list(crops(captured))
+    if smaller and _runs(module, captured):
+        for less in smaller:
+            with suppress(Exception):  # the code cannot do with smaller images: then with those it was given
+                difference, finite = compared(_arguments(less, one, dense))
+                if finite and difference <= TOLERANCE:
+                    return difference
+                break
     try:
         difference, _ = compared(_arguments(captured, one, dense))
         if difference <= TOLERANCE:
@@ -213,9 +214,14 @@ def _coresets(found: Inspection, plan: Plan) -> list[tuple[Tap, Coreset]]:
     return pairs
 
 
-def _hook(pairs: Sequence[tuple[Tap, Coreset]]) -> Callable[[Tap, Tensor], Tensor]:
+def _hook(pairs: Sequence[tuple[Tap, Coreset]], double: Double) -> Callable[[Tap, Tensor], Tensor]:
     of = {id(tap): coreset for tap, coreset in pairs}
-    return lambda tap, value: reconstructed(value, tap, of[id(tap)])
+
+    def hook(tap: Tap, value: Tensor) -> Tensor:
+        with double.paused():  # what it does is of double precision by itself
+            return reconstructed(wide(value), tap, of[id(tap)])
+
+    return hook
 
 
 def reconstructed(value: Tensor, tap: Tap, coreset: Coreset) -> Tensor:
@@ -343,7 +349,7 @@ def _on_meta(values: Any) -> Any:
 
 
 def _finite(value: Any) -> bool:
-    return not _floating(value) or bool(value.isfinite().all())
+    return not _floating(value) or (value.numel() > 0 and bool(value.isfinite().all()))
 
 
 def _copied(arguments: Arguments) -> Arguments:

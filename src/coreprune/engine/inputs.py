@@ -13,8 +13,18 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune.engine.local import Progress
-from coreprune.engine.observe import normalises
-from coreprune.engine.probes import batch_size, fits, fitting, on_meta, synthesise, token_tables
+from coreprune.engine.norms import normalises
+from coreprune.engine.probes import (
+    batch_size,
+    by_shape,
+    crops,
+    fits,
+    fitting,
+    halved,
+    on_meta,
+    synthesise,
+    token_tables,
+)
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured
 from coreprune.priors.data import Data, Drawn
@@ -76,6 +86,9 @@ def forced(prior: Gaussian | Data) -> bool:
 def inputs(captured: Captured, prior: Gaussian | Data, seed: int) -> Iterator[Arguments]:
     """Batches of the prior that the graph can be run on.
 
+    Noise is the same everywhere, so that a part of a large image says what the image does: it is drawn half as high
+    and wide, where the graph can do with that.
+
     Args:
         captured: the graph. prior: noise, or a loader. seed: of the noise.
     """
@@ -83,8 +96,17 @@ def inputs(captured: Captured, prior: Gaussian | Data, seed: int) -> Iterator[Ar
         for call in prior.calls():
             yield from fitting(captured, call)
     else:
-        count, together = _numbers(captured)
-        yield from drawn(captured, prior, count, seed, together)
+        less = halved(captured, max(_numbers(next(crops(captured, (2,)), captured))[1], batch_size(captured)))
+        count, together = _numbers(less)
+        last = by_shape(captured) and not any(normalises(node.target) for node in captured.graph.graph.nodes)
+        for call in drawn(less, prior, count, seed, together):
+            yield pytree.tree_map(_channels_last, call) if last else call
+
+
+def _channels_last(value: Any) -> Any:
+    """Images with their channels next to each other, on which convolutions are faster, and BatchNorms slower."""
+    image = isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()
+    return value.contiguous(memory_format=torch.channels_last) if image else value
 
 
 def drawn(captured: Captured, prior: Gaussian, count: int, seed: int, together: int = TOGETHER) -> Iterator[Arguments]:
@@ -137,8 +159,8 @@ def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Te
     norms = any(normalises(node.target) for node in captured.graph.graph.nodes)
     if image and norms and matches(model):
         images = Matched()
-        cost = 3 * images.count * images.steps * _operations(captured) / max(batch_size(captured), 1)
-        return images if cost <= AFFORDABLE else Gaussian()
+        most = AFFORDABLE * max(batch_size(captured), 1) / (3 * images.count * images.steps)
+        return images if _least_operations(captured) <= most and _operations(captured) <= most else Gaussian()
     return Gaussian()
 
 
@@ -175,6 +197,16 @@ def _follow(captured: Captured, prior: Generated | Text, model: nn.Module) -> bo
     except InvalidInputError:
         return False
     return True
+
+
+def _least_operations(captured: Captured) -> float:
+    """Floating operations of the convolutions and linear layers alone, from the shapes at hand."""
+    total = 0.0
+    for node in captured.graph.graph.nodes:
+        if str(node.target).startswith(("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.linear")):
+            weight = node.args[1].meta["val"].shape
+            total += 2.0 * math.prod(node.meta["val"].shape) * math.prod(weight[1:])
+    return total
 
 
 def _operations(captured: Captured) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune.engine.norms import Norms
 from coreprune.errors import InvalidInputError
 from coreprune.maths.bounds import error_of_draws, total_sensitivity
 from coreprune.maths.certificate import chebyshev, relative_error
@@ -48,6 +49,7 @@ class Request:
         draws: draws with replacement, by site, in place of a width; only for the paper's sampling.
         progress: called before each site.
         costs: whether units are chosen by what they cost the whole network, and not their readers alone.
+        norms: takes in what the dense network's BatchNorms get when it is observed.
     """
 
     method: Method
@@ -58,6 +60,7 @@ class Request:
     draws: Mapping[str, int] = field(default_factory=dict)
     progress: Progress | None = None
     costs: bool = False
+    norms: Norms | None = None
 
 
 def decide(

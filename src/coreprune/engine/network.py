@@ -192,7 +192,7 @@ def _seen(
     first, own = found.graphs[0], forced(request.prior)
     text = bool(token_tables(first))
     with reduced(first, tensors) if text and not first.path else nullcontext(tensors) as held:
-        result = moments(found.graphs, held, taps, batches, batch_statistics=own, every=text)
+        result = moments(found.graphs, held, taps, batches, batch_statistics=own, norms=request.norms, every=text)
         if request.costs and not first.path:
             few = _spaced(batches, SENSED)
             costs = sensitivities(first, held, taps, few, seed=request.seed, batch_statistics=own)

@@ -13,17 +13,17 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import aliases, mapped, written
+from coreprune.engine.norms import Norms, normalised, normalises
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.streaming import Stream, finite, squared
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Tap
 
-__all__ = ["Moments", "Observed", "as_seen", "moments", "normalises", "run", "spread"]
+__all__ = ["Moments", "Observed", "as_seen", "moments", "run", "spread"]
 
+_GROUPED = {f"aten.conv{axes}d.default" for axes in (1, 2, 3)}
 Hook = Callable[[Tap, Tensor], Tensor | None]
 
-#: positions per channel below which a BatchNorm keeps its running statistics
-POSITIONS = 32
 #: A reader's covariance takes in PER_FEATURE samples for each of its n features over all batches, or SAMPLES where that
 #: is more: n²·max(8n, 16384) multiplications. Neighbours in an image say nearly the same, so little is lost.
 PER_FEATURE, SAMPLES = 8, 16384
@@ -41,6 +41,7 @@ def run(
     taps: Iterable[Tap] = (),
     hook: Hook | None = None,
     batch_statistics: bool = False,
+    norms: Norms | None = None,
     complete: bool = True,
     grad: bool = False,
 ) -> list[Any]:
@@ -56,11 +57,13 @@ def run(
         taps: of this graph, where `hook` is called.
         hook: gets a tap and the operand as its node sees it, see `as_seen`; what it returns, if anything, is
             what that node gets instead. Other nodes see the original.
-        batch_statistics: BatchNorms use the statistics of the batch at hand, see `_normalised`.
-        complete: False stops behind the last tap, and returns nothing.
+        batch_statistics: BatchNorms use the statistics of the batch at hand, see `coreprune.engine.norms.normalised`.
+        norms: of this graph, takes in these statistics.
+        complete: False stops behind the last tap and the last of `norms`, and returns nothing.
         grad: whether gradients can be asked for afterwards, of what `hook` makes require them.
     """
-    how = _How(_located(captured.graph, taps), hook, _device(captured, tensors, arguments), batch_statistics)
+    at = _located(captured.graph, taps)
+    how = _How(at, hook, _device(captured, tensors, arguments), batch_statistics, norms)
     changed = _written(captured.graph.graph)
     holders = [n.name for n in captured.graph.graph.nodes if n.op == "placeholder"]
     feed = captured.feed(tensors, arguments)
@@ -78,6 +81,7 @@ class _How(NamedTuple):
     hook: Hook | None
     device: torch.device
     forced: bool
+    norms: Norms | None
 
 
 class _Runner(fx.Interpreter):
@@ -86,6 +90,7 @@ class _Runner(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, how: _How) -> None:
         super().__init__(graph)
         self._how = how
+        self._at: fx.Node | None = None
 
     def go(self, feed: Sequence[Any], *, complete: bool = True) -> Any:
         """The output for values of the placeholders."""
@@ -104,10 +109,14 @@ class _Runner(fx.Interpreter):
         """Whether a tap is at the node or in a graph that it runs."""
         bodies: list[Any] = [self.fetch_attr(str(a.target)) for a in node.all_input_nodes if a.op == "get_attr"]
         inner = (n for b in bodies if isinstance(b, fx.GraphModule) for n in b.graph.nodes)
-        return node in self._how.taps or any(n in self._how.taps for n in inner)
+        norms = self._how.norms
+        return (
+            node in self._how.taps or (norms is not None and node in norms) or any(n in self._how.taps for n in inner)
+        )
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         """Arguments of a node, the tapped operand replaced and devices set."""
+        self._at = n
         new: dict[str, Tensor] = {}
         for tap in self._how.taps.get(n, ()):
             operand = next(a for a in n.all_input_nodes if a.name == tap.operand)
@@ -125,17 +134,21 @@ class _Runner(fx.Interpreter):
         bodies = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
         if bodies and name.startswith("wrap_with"):  # a block under no_grad, or under autocast
             return _Runner(args[bodies[0]], self._how).go(args[bodies[0] + 1 :])
+        if (
+            self._how.device.type == "meta"
+            and name == "aten.batch_norm.default"
+            and args[0].shape[1:2] == args[3].shape
+        ):
+            return torch.empty_like(args[0])  # PyTorch takes many steps to say so
         if self._how.forced and normalises(target):
             whole = name.startswith("aten.batch_norm")
             if not (whole and args[5]) and args[3] is not None:
-                result = _normalised(args[:5], args[7] if whole else args[6])
+                taking = self._how.norms.taking(self._at) if self._how.norms and self._at else None
+                result = normalised(args[:5], args[7] if whole else args[6], taking)
                 return result if whole else (result, result.new_empty(0), result.new_empty(0))
+        if name in _GROUPED and len(args) > 6 and args[6] > 1:  # as many as the tensors, which may be cut, tell
+            args = (*args[:6], args[0].shape[1 - args[1].dim()] // args[1].shape[1])
         return super().call_function(target, args, kwargs)
-
-
-def normalises(operator: Any) -> bool:
-    """Whether an operator is a BatchNorm as networks have it in eval mode."""
-    return str(operator).startswith(("aten.batch_norm", "aten._native_batch_norm_legit_no_training"))
 
 
 def _located(graph: fx.GraphModule, taps: Iterable[Tap]) -> dict[fx.Node, list[Tap]]:
@@ -164,48 +177,6 @@ def _device(captured: Captured, tensors: Mapping[str, Tensor], arguments: Argume
     leaves = (a for a in pytree.tree_leaves(arguments) if isinstance(a, Tensor))
     first: Tensor = next(chain((tensors[name] for name in captured.states.values()), leaves), torch.empty(0))
     return first.device
-
-
-def _normalised(operands: Sequence[Any], eps: float) -> Tensor:
-    """BatchNorm of x, (N, C, …), with the mean m and variance v of x itself in place of the running ones.
-
-        y = γ √(σ²/(σ²+ε)) (x − m)/√v + β
-
-    σ² is the running variance: the output has mean β and standard deviation |γ| √(σ²/(σ²+ε)), as it had in training,
-    which is |γ| but for channels that were all but dead. Channels that are constant in x keep the running
-    statistics, and so do all where fewer than POSITIONS values per channel are at hand. To a gradient m and v are
-    constants.
-    """
-    x, weight, bias, mean, variance = operands
-    channels = [1, -1] + [1] * (x.dim() - 2)
-    scale = torch.rsqrt(variance + eps)
-    around = mean
-    if x.numel() >= POSITIONS * x.shape[1]:
-        around = _mean(x.detach())
-    centred = x - around.reshape(channels).to(x.dtype)
-    shift = torch.zeros_like(mean)
-    if around is not mean:
-        own = _mean_square(centred.detach())
-        moves = own > 1e-12 * around.square()
-        shift = torch.where(moves, shift, around - mean)
-        scale = torch.where(moves, torch.sqrt(variance / (variance + eps)) * torch.rsqrt(own), scale)
-    scale = scale if weight is None else scale * weight
-    shift = shift * scale if bias is None else shift * scale + bias
-    result: Tensor = centred.mul_(scale.reshape(channels).to(x.dtype)).add_(shift.reshape(channels).to(x.dtype))
-    return result
-
-
-def _mean(x: Tensor) -> Tensor:
-    """Mean of every channel of (N, C, …): along its positions, then over the batch."""
-    return x.mean(0) if x.dim() == 2 else x.flatten(2).mean(2).mean(0)
-
-
-def _mean_square(x: Tensor) -> Tensor:
-    """Mean square of every channel of (N, C, …)."""
-    if x.dim() == 2:
-        return x.square().mean(0)
-    each: Tensor = torch.linalg.vector_norm(x.flatten(2), dim=2) / math.sqrt(math.prod(x.shape[2:]))
-    return each.square().mean(0)
 
 
 def as_seen(value: Tensor, tap: Tap) -> Tensor:
@@ -296,7 +267,7 @@ class Moments(Stream):
         if batch.shape[1] <= SMALL or not len(batch):
             super().add(batch)
             return
-        self._held.append(batch.detach().cpu())
+        self._held.append(batch.detach().cpu().clone())  # the code may write into the value later
         if self.count or sum(map(len, self._held)) > self._most:
             held, self._held = self._held, []
             for one in held:
@@ -330,6 +301,7 @@ def moments(
     batches: Iterable[Arguments],
     *,
     batch_statistics: bool = False,
+    norms: Norms | None = None,
     every: bool = False,
 ) -> list[Observed]:
     """Mean and covariance of what readers see.
@@ -341,6 +313,7 @@ def moments(
         batches: inputs of the network. A block that was captured on its own (with a path) sees the
             arguments that were recorded with it, once, instead.
         batch_statistics: see `run`.
+        norms: of the first graph, see `run`.
         every: take in every sample there is, as of text, where neighbours say different things.
 
     Returns:
@@ -374,7 +347,17 @@ def moments(
     whole = [index for index in taps if not graphs[index].path]
     for index, arguments in chain(blocks, ((i, a) for a in (batches if whole else ()) for i in whole)):
         at = taps[index].values()
-        run(graphs[index], tensors, arguments, taps=at, hook=look, batch_statistics=batch_statistics, complete=False)
+        own = None if index else norms
+        run(
+            graphs[index],
+            tensors,
+            arguments,
+            taps=at,
+            hook=look,
+            batch_statistics=batch_statistics,
+            norms=own,
+            complete=False,
+        )
     into.clear()
     done = {}
     for key in list(seen):  # a stream is as large as what comes of it

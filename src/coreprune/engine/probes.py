@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,16 @@ from coreprune.engine.observe import run
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured
 
-__all__ = ["batch_size", "cropped", "fits", "fitting", "on_meta", "synthesise", "token_tables"]
+__all__ = ["batch_size", "by_shape", "crops", "fits", "fitting", "halved", "on_meta", "synthesise", "token_tables"]
 
 #: side of an image from which a smaller one may stand for it
 LARGE = 128
+
+#: operators that hold no width: the shape of what they give follows from the shapes they are given
+_BY_SHAPE = {"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "avg_pool1d", "avg_pool2d",
+             "batch_norm", "cat", "clone", "conv1d", "conv2d", "conv3d", "dropout", "elu", "flatten", "gelu",
+             "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "linear", "max_pool1d", "max_pool2d", "mean", "mul",
+             "relu", "sigmoid", "silu", "tanh"}  # fmt: skip
 
 
 def batch_size(captured: Captured) -> int:
@@ -47,21 +53,49 @@ def _fits(captured: Captured, own: int, batch: int) -> bool:
     return all(tuple(a.shape) == _shape(b, own, batch) for a, b in pairs if isinstance(a, Tensor))
 
 
-def cropped(captured: Captured) -> Captured | None:
-    """The same with smaller images in its example, a quarter or half as high and wide, where the graph runs on them.
+def by_shape(captured: Captured) -> bool:
+    """Whether no operator of a graph holds a width or the size of an image: see `_BY_SHAPE`."""
+    operators = [str(n.target).split(".") for n in captured.graph.graph.nodes if n.op not in {"placeholder", "output"}]
+    return not captured.constants and all(o[0] == "aten" and o[1].rstrip("_") in _BY_SHAPE for o in operators)
 
-    None where there are no images of LARGE pixels or more along an axis, or where the graph holds their size.
+
+def crops(captured: Captured, parts: Sequence[int] = (4, 2)) -> Iterator[Captured]:
+    """The same with smaller images in its example, a quarter and half as high and wide; whether it runs is not known.
+
+    None where there are no images of LARGE pixels or more along an axis.
     """
     leaves = pytree.tree_leaves(captured.arguments)
     images = [a for a in leaves if isinstance(a, Tensor) and a.is_floating_point() and a.dim() > 3]
     if not images or captured.path or max(max(a.shape[2:]) for a in images) < LARGE:
-        return None
-    for part in (4, 2):
-        less = replace(captured, arguments=pytree.tree_map(lambda a, part=part: _crop(a, part), captured.arguments))
-        outputs = on_meta(less, pytree.tree_map(lambda a: _rows(a, 1, 1, "meta"), less.arguments))
-        if outputs is not None and all(a.numel() for a in outputs if isinstance(a, Tensor)):
-            return less
-    return None
+        return
+    for part in parts:
+        yield replace(captured, arguments=pytree.tree_map(lambda a, part=part: _crop(a, part), captured.arguments))
+
+
+def halved(captured: Captured, batch: int) -> Captured:
+    """The same with large images half as high and wide, where it runs on a batch of them and says as much of each part.
+
+    That is where no operator holds a size, and none makes more positions out of fewer, as adaptive pooling can.
+    """
+    known: dict[int, Captured] = captured.graph.meta.setdefault("halved", {})
+    if batch not in known:
+        known[batch] = captured
+        less = next(crops(captured, (2,)), None) if by_shape(captured) else None
+        if less is not None and not _stretches(captured) and _fits(less, batch_size(captured), batch):
+            known[batch] = less
+            captured.graph.meta.setdefault("batches", {})[batch_size(captured), batch] = True
+    return known[batch]
+
+
+def _stretches(captured: Captured) -> bool:
+    """Whether an adaptive pooling would have to make more positions of half as many."""
+    pools = [n for n in captured.graph.graph.nodes if str(n.target).startswith("aten.adaptive_")]
+    return any(
+        2 * wanted > has
+        for node in pools
+        for wanted, has in zip(node.args[1], node.args[0].meta["val"].shape[-len(node.args[1]) :], strict=True)
+        if wanted > 1
+    )
 
 
 def _crop(value: Any, part: int) -> Any:

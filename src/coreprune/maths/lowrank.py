@@ -88,10 +88,11 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float = 0.0, block: int | N
     own = torch.linalg.vector_norm(W, dim=1).square()
     Z, free = G.factor, torch.ones(n, dtype=torch.bool, device=d.device)
     P = W.T @ Z
+    through = W @ P  # a block of units changes it by less work than there is in it, unless samples are fewer than that
     order, gained = torch.zeros(0, dtype=torch.int64, device=d.device), d.new_zeros(0)
     while (done := order.numel()) < k:
         # Y_j = d_j W_j + P z_j with P = W Z over the units that are not in
-        energy = d.square() * own + ((2 * d[:, None] * (W @ P) + Z @ (P.T @ P)) * Z).sum(1)
+        energy = d.square() * own + ((2 * d[:, None] * through + Z @ (P.T @ P)) * Z).sum(1)
         score = torch.where(free, energy / (d + Z.square().sum(1)), -1.0)
         step = min(block, k - done)
         best = torch.topk(score, min(step + max(16, step // 2), n - done)).indices
@@ -104,7 +105,12 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float = 0.0, block: int | N
             gains = d.new_zeros(chosen.numel())
         picked = best[chosen]
         A = _core(Z[picked], d[picked])
-        P = torch.linalg.solve_triangular(A, (P - W[picked].T @ Z[picked]).T, upper=False).T
+        off = Z[picked]
+        P = torch.linalg.solve_triangular(A, (P - W[picked].T @ off).T, upper=False).T
+        if Z.shape[1] > picked.numel():
+            through = torch.linalg.solve_triangular(A, (through - (W @ W[picked].T) @ off).T, upper=False).T
+        else:
+            through = W @ P
         Z = torch.linalg.solve_triangular(A, Z.T, upper=False).T
         free[picked] = False
         order, gained = torch.cat([order, picked]), torch.cat([gained, gains])
@@ -128,11 +134,20 @@ def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor) -> float:
     W, T = W[:, at], T[at]
     through = W @ (G.factor[at] - T @ G.factor[kept])
     own = torch.zeros_like(G.rest).index_copy_(0, at, _squares(W))
-    V = W @ T
+    V = _product(W, T, G.factor[at])
     both = (at[:, None] == kept).nonzero()  # kept units that do not stand for themselves
     V[:, both[:, 1]] -= W[:, both[:, 0]]
     own[kept] = _squares(V)
     return float(through.square().sum() + own @ G.rest)
+
+
+def _product(W: Tensor, T: Tensor, U: Tensor) -> Tensor:
+    """W T, by way of U, (m, N), where T = U K for some K, as it is for the optimal T."""
+    if 4 * U.shape[1] < min(T.shape):
+        K: Tensor = torch.linalg.lstsq(U, T).solution
+        if float(torch.linalg.norm(torch.addmm(T, U, K, alpha=-1))) <= 1e-5 * float(torch.linalg.norm(T)):
+            return (W @ U) @ K
+    return W @ T
 
 
 def changed(T: Tensor, kept: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Reading:
         kind = torch.promote_types(self.outgoing.dtype, torch.float32)
         total = self.mean.new_zeros(size, size)
         for piece in self.outgoing.split(max(1, _CHUNK // max(self.outgoing[:1].numel(), 1))):
-            total += squared(piece.reshape(-1, size).to(kind))
+            total += squared(piece.movedim(-1, 0).reshape(size, -1).to(kind).T)  # a unit's entries lie together
         return total
 
     @cached_property

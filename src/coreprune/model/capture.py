@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.model.record import recorded
 
 __all__ = ["Arguments", "Captured", "arguments", "capture", "described", "evaluating", "first_line", "rebuilt"]
 
@@ -74,13 +75,14 @@ class evaluating:  # noqa: N801
             module.training = training
 
 
-def capture(model: nn.Module, example_inputs: Any, *, path: str = "") -> Captured:
-    """Capture a forward pass with torch.export.
+def capture(model: nn.Module, example_inputs: Any, *, path: str = "", quick: bool = True) -> Captured:
+    """Capture a forward pass: see `coreprune.model.record`, and with torch.export what that cannot do.
 
     Args:
         model: in any mode, on any device; not changed.
         example_inputs: see `arguments`.
         path: of the model within a larger one.
+        quick: False for torch.export in any case.
 
     Raises:
         InvalidInputError: the model cannot be run on the inputs.
@@ -89,8 +91,13 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "") -> Capture
     args, kwargs = arguments(example_inputs)
     if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in pytree.tree_leaves((args, kwargs))):
         raise InvalidInputError("example_inputs hold an empty tensor: pass a batch of one input or more")
+    prefix = f"{path}." if path else ""
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        known = recorded(model, args, kwargs) if quick else None
+        if known is not None:
+            graph, states, inputs = known
+            return Captured(path, graph, {k: prefix + name for k, name in states.items()}, {}, inputs, (args, kwargs))
         try:
             program = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:  # the exporter raises whatever the model's code raises
@@ -100,19 +107,17 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "") -> Capture
                 "cut it block by block with capture='blocks', or rewrite what depends on values"
             ) from error
     signature = program.graph_signature
-    prefix = f"{path}." if path else ""
     first = _first_names(model)
     states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     states = {name: first.get(where, where) for name, where in states.items()}
     constants = {name: program.constants[where] for name, where in signature.inputs_to_lifted_tensor_constants.items()}
-    known = {*states, *constants}
     nodes = [node.name for node in program.graph_module.graph.nodes if node.op == "placeholder"]
     return Captured(
         path,
         program.graph_module,
         {name: prefix + where for name, where in states.items()},
         constants,
-        tuple(name for name in nodes if name not in known),
+        tuple(name for name in nodes if name not in {*states, *constants}),
         (args, kwargs),
     )
 

@@ -68,7 +68,7 @@ def discover_network(model: nn.Module, example_inputs: Any, how: str = "auto") -
         captures = list(_blocks(model, example_inputs, refused))
     else:
         try:
-            captures = [capture(model, example_inputs)]
+            captures = [capture(model, example_inputs, quick=how == "auto")]
         except UnsupportedModelError as error:
             if how == "export":
                 raise

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.maths.activation import Activation, activation
 from coreprune.model.activations import of_function, of_module
 from coreprune.model.capture import evaluating, first_line
 from coreprune.model.site import Inspection, Location, Reader, Refusal, Site
+from coreprune.model.tensors import tensors_of
 
 __all__ = ["discover"]
 
@@ -211,6 +213,17 @@ def _site(here: _Step, between: list[_Step], reader: _Step) -> Site:
     )
 
 
+def _runs_on_shapes(model: nn.Module, x: Tensor) -> bool:
+    """Whether a model takes an input of this shape. Types say nothing there: the input is to be of the weights' own."""
+    if any(p.dtype != x.dtype for p in model.parameters()):
+        return False
+    try:
+        functional_call(model, {name: t.to("meta") for name, t in tensors_of(model).items()}, (x.to("meta"),))
+    except Exception:  # it raises whatever its code raises, and some needs values
+        return False
+    return True
+
+
 def _check_inputs(model: nn.Module, features: int, example_inputs: Tensor | None) -> None:
     """Run the model once on the example, so that a wrong shape is told before anything is decided."""
     if example_inputs is None:
@@ -222,7 +235,8 @@ def _check_inputs(model: nn.Module, features: int, example_inputs: Tensor | None
         )
     try:
         with evaluating(model), torch.no_grad():
-            model(example_inputs)
+            if not _runs_on_shapes(model, example_inputs):
+                model(example_inputs)
     except (RuntimeError, IndexError) as error:
         raise InvalidInputError(
             f"example_inputs of shape {tuple(example_inputs.shape)} and {example_inputs.dtype} do not fit the model "

@@ -217,14 +217,14 @@ def follow(model: nn.Module, cuts: Iterable[Shrunk]) -> list[Followed]:
         >>> follow(Block(), [Cut(site=site, kept=[0, 5, 6])])
         [Followed(module='', attribute='mlp_dim', old=8, new=3)]
     """
-    tensors = tensors_of(model)
+    tensors, modules = tensors_of(model), dict(model.named_modules(remove_duplicate=False))
     found: dict[tuple[str, str], Followed] = {}
     for cut in cuts:
         site, kept = cut.site, len(cut.kept)
         if site.kind in _STREAMS or kept == site.units:
             continue
         table = _HEADS if site.kind == "heads" else _WIDTHS
-        for path, module in _around(model, site):
+        for path, module in _around(modules, site):
             around = _Around(site.units, kept, _columns(site, path, tensors), _clear(site, tensors))
             for one in _changes(path, module, table, around, config=site.kind == "heads"):
                 found.setdefault((one.module, one.attribute), one)
@@ -251,7 +251,7 @@ def value_of(module: nn.Module, attribute: str) -> Any:
     return reduce(lambda value, name: getattr(value, name, None), rest, vars(module).get(first))
 
 
-def _around(model: nn.Module, site: Site) -> list[tuple[str, nn.Module]]:
+def _around(modules: Mapping[str, nn.Module], site: Site) -> list[tuple[str, nn.Module]]:
     """The modules that hold the site's tensors and those up to two levels above, within what all of them share."""
     holders = list(dict.fromkeys(tuple(at.tensor.split(".")[:-1]) for at in site.locations if at.tensor))
     common = reduce(_prefix, holders)
@@ -259,7 +259,6 @@ def _around(model: nn.Module, site: Site) -> list[tuple[str, nn.Module]]:
     for holder in holders:
         for depth in range(len(holder), max(len(holder) - 3, len(common) - 1), -1):
             paths[".".join(holder[:depth])] = None
-    modules = dict(model.named_modules(remove_duplicate=False))
     return [(path, modules[path]) for path in paths if path in modules]
 
 

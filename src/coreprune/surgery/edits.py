@@ -21,7 +21,7 @@ from coreprune.surgery.mixing import Layout, Mixing, Where, places, selected
 
 __all__ = ["Add", "Edit", "Mix", "Take", "constant", "edited"]
 
-CHUNK = 2**22  # entries that are computed on at a time
+CHUNK = 2**20  # entries that are computed on at a time
 
 
 @dataclass(frozen=True)

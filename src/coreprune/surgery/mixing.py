@@ -87,9 +87,9 @@ class Layout:
     def take(self, edits: Sequence[Take]) -> Where:
         """Carry out the Takes; gives the positions to select."""
         source = torch.arange(self._touched.numel())
-        left = self._left()
+        left, there = self._left(), self._left()
         for edit in edits:
-            entries = self._entries(edit.at, edit.units)
+            entries = self._entries(edit.at, edit.units, there)
             indices = edit.indices.cpu()
             left[entries] = False
             goal = entries[indices.sort().values]
@@ -103,10 +103,11 @@ class Layout:
     def mix(self, edits: Sequence[Mix], value: Tensor) -> Mixing:
         """Carry out the Mixes."""
         before, left, mixed = self._positions(), self._left(), torch.zeros_like(self._touched)
+        there = left.clone()
         found = []
         for edit in edits:
             entries = edit.entries
-            self._entries(edit.at, entries.shape[0])
+            self._entries(edit.at, entries.shape[0], there)
             goal = entries[edit.places].flatten()
             found.append((edit, entries, goal))
             left[entries], mixed[entries] = False, True
@@ -141,12 +142,12 @@ class Layout:
         found[self.slots] = torch.arange(self.slots.numel())
         return found
 
-    def _entries(self, at: Location, units: int) -> Tensor:
+    def _entries(self, at: Location, units: int, there: Tensor) -> Tensor:
         """The entries of a location, which must be there and no other edit's."""
         entries = at.entries(units)
         assert int(entries.max()) < self._touched.numel(), f"an edit goes beyond axis {at.axis} of {at.tensor}"
         assert not bool(self._touched[entries].any()), f"two edits change the same entries of {at.tensor}"
-        assert bool(self._left()[entries].all()), f"an edit changes entries of {at.tensor} that are gone"
+        assert bool(there[entries].all()), f"an edit changes entries of {at.tensor} that are gone"
         self._touched[entries] = True
         return entries
 
