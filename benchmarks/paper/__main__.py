@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import torch
 
 from datasets import add_data_option
+from paper import figures
+from paper.ancestor import compare
 from paper.choice import choose
+from paper.curve import draw_curve
+from paper.lenet5 import cut_lenet5
+from paper.recovery import recover
 
 #: name → part; a new one is one row
-PARTS = {"choice": lambda args: choose(args.data)}
+PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
+    "choice": lambda args: choose(args.data),
+    "recovery": lambda args: recover(choose(args.data), args.seeds, args.data),
+    "edges": lambda args: compare(args.seeds, args.data),
+    "curve": lambda args: draw_curve(choose(args.data), args.seeds, args.data),
+    "lenet5": lambda args: cut_lenet5(min(args.seeds, 2), args.data),
+}
+#: part → its figure
+FIGURES = {"recovery": figures.draw_recovery, "edges": figures.draw_edges, "curve": figures.draw_curve}
 
 
 def main() -> None:
@@ -24,6 +38,8 @@ def main() -> None:
     torch.set_flush_denormal(True)
     for part in args.only:
         PARTS[part](args)
+        if part in FIGURES:
+            FIGURES[part]()
 
 
 if __name__ == "__main__":

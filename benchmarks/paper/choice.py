@@ -22,7 +22,7 @@ from paper.store import Row, Store
 from paper.training import Pupil, Schedule, fit
 from train_lenet import error
 
-__all__ = ["GRID", "TRAININGS", "Training", "WIDTHS", "best", "choose", "kind", "taught"]
+__all__ = ["GRID", "TRAININGS", "WIDTHS", "Training", "best", "choose", "kind", "taught"]
 
 WIDTHS, SEED = (30, 100), 100
 
@@ -53,7 +53,7 @@ TRAININGS: dict[str, Training] = {
 #: pictures → (epochs, rate) that are tried
 GRID = {
     "as they are": ((8, 2e-3), (8, 5e-3), (20, 5e-3)),
-    "turned": ((20, 2e-3), (20, 5e-3)),
+    "turned": ((20, 2e-3), (20, 5e-3), (20, 1e-2), (40, 1e-2)),
 }
 
 
@@ -83,7 +83,10 @@ def choose(data: Path) -> list[Row]:
                 asked = [k for k in missing if (k["pictures"], k["epochs"], k["rate"]) == (pictures, epochs, rate)]
                 for key, model in _fitted(asked, dense, held, Schedule(epochs, rate, pictures)):
                     row = store.put(key, {"error": error(model, held.x_measure, held.y_measure), "dense_error": base})
-                    print(f"held out: {key['start']}, {key['training']}, {epochs} × {rate}: {row['error']:.2f} %", flush=True)
+                    print(
+                        f"held out: {key['start']}, {key['training']}, {epochs} × {rate}: {row['error']:.2f} %",
+                        flush=True,
+                    )
     return store.keep(keys)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from datasets import images
 
-__all__ = ["HELD_OUT", "Pictures", "held_out", "moved", "mnist"]
+__all__ = ["HELD_OUT", "Pictures", "held_out", "mnist", "moved"]
 
 HELD_OUT, SPLIT_SEED = 5_000, 1907
 

@@ -57,9 +57,7 @@ def _keys(seed: int, choice: list[Row]) -> list[dict[str, Any]]:
         for label, training in TRAININGS.items():
             if training.teacher is None or start in DISTILLED:
                 how = best(choice, label, start)
-                keys.append(
-                    {"seed": seed, "start": start, "training": label, "epochs": how.epochs, "rate": how.rate}
-                )
+                keys.append({"seed": seed, "start": start, "training": label, "epochs": how.epochs, "rate": how.rate})
     return keys
 
 
