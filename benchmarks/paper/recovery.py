@@ -1,8 +1,8 @@
 """LeNet-300-100 cut to 30-100, 89.6 % fewer parameters, and trained afterwards; the paper's experiment with its rivals.
 
-The dense networks are those of benchmarks/lenet.py, one for each seed. All small networks of a seed see the same pictures in
-the same order, for as many epochs, and so does the dense network that is trained on, which is there to compare and to
-teach. Schedules are those of `paper.choice`; the test pictures are read once, to measure what is in the record.
+The dense networks are those of benchmarks/lenet.py, one for each seed. Small networks of one schedule see the same pictures
+in the same order. The dense network trained on, which is there to compare and to teach, has a schedule of its own.
+Schedules are those of `paper.choice`; the test pictures are read only to measure what is in the record.
 """
 
 from __future__ import annotations

@@ -45,8 +45,10 @@ class Store:
 
     def keep(self, keys: Iterable[Mapping[str, Any]]) -> list[Row]:
         """The rows of these keys, in this order; all others leave the record."""
-        self._rows = {_text(key): self._rows[_text(key)] for key in keys}
-        self.write()
+        kept = {_text(key): self._rows[_text(key)] for key in keys}
+        if list(kept) != list(self._rows):
+            self._rows = kept
+            self.write()
         return list(self._rows.values())
 
     def write(self) -> None:

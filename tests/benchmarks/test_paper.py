@@ -210,6 +210,9 @@ def test_rows_of_other_settings_leave(folder):
     kept = Store("rows").keep([{"seed": 2}, {"seed": 0}])
     assert [row["error"] for row in kept] == [2.0, 0.0]
     assert Store("rows").missing([{"seed": 1}]) == [{"seed": 1}]
+    stamp = (folder / "rows.json").stat().st_mtime_ns
+    Store("rows").keep([{"seed": 2}, {"seed": 0}])  # nothing new: the record is not touched
+    assert (folder / "rows.json").stat().st_mtime_ns == stamp
     with pytest.raises(KeyError):
         Store("rows").keep([{"seed": 5}])
 
