@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from paper.choice import TRAININGS
 from paper.starts import STARTS
+from paper.store import Row
 from paper.tables import AIM, CUT_ONLY, load
 from records import results
 
@@ -49,27 +51,32 @@ def _log_errors(axis: Any, ticks: tuple[float, ...]) -> None:
 
 
 def draw_recovery() -> None:
-    """One group for every training, one colour for every start, a dot for every seed."""
+    """One group for every training, one colour for every start, a dot for every seed, a bar for their mean."""
     plt, rows = _plotting(), load("recovery")["rows"]
-    trainings = list(dict.fromkeys(row["key"]["training"] for row in rows))
-    figure, axis = plt.subplots(figsize=(9.5, 4.8))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.8), width_ratios=(1, 3.2))
     dense = [row["error"] for row in rows if row["key"]["start"] == "dense" and row["key"]["training"] == CUT_ONLY]
-    axis.axhspan(min(dense), max(dense), color="#0b2f4e", alpha=0.12, lw=0, label="dense network, all seeds")
-    axis.axhline(AIM, color="#0b2f4e", ls="--", lw=1, label=f"{AIM} %")
-    for place, start in enumerate(STARTS):
+    for axis, trainings in ((left, (CUT_ONLY,)), (right, tuple(TRAININGS))):
+        axis.axhspan(min(dense), max(dense), color="#0b2f4e", alpha=0.12, lw=0, label="dense network, all seeds")
+        axis.axhline(AIM, color="#0b2f4e", ls="--", lw=1, label=f"{AIM} %")
         for group, training in enumerate(trainings):
-            found = [row["error"] for row in rows if (row["key"]["start"], row["key"]["training"]) == (start, training)]
-            x = group + 0.1 * (place - (len(STARTS) - 1) / 2)
-            label = start if group == 1 else None
-            axis.plot([x] * len(found), found, "o", color=COLOURS[start], markersize=4, alpha=0.7, label=label, lw=0)
-            if found:
-                axis.plot([x - 0.04, x + 0.04], [statistics.mean(found)] * 2, "-", color=COLOURS[start], lw=2)
-    axis.set_xticks(range(len(trainings)), ["after cutting" if one == CUT_ONLY else one for one in trainings])
-    axis.set_xlabel("training afterwards")
-    axis.set_ylabel("MNIST test error, %")
-    _log_errors(axis, (1.5, 2, 3, 5, 10, 20, 50))
-    axis.legend(fontsize=8)
+            _dots(axis, group, [row for row in rows if row["key"]["training"] == training], labelled=group == 0)
+        axis.set_xticks(range(len(trainings)), ["after cutting" if one == CUT_ONLY else one for one in trainings])
+    _log_errors(left, (2, 3, 5, 10, 20, 50))
+    left.set_ylabel("MNIST test error, %")
+    right.set_xlabel("after training")
+    right.grid(alpha=0.3, lw=0.4)
+    right.legend(fontsize=8, loc="upper right")
     _save(figure, "paper-recovery")
+
+
+def _dots(axis: Any, group: int, rows: list[Row], *, labelled: bool) -> None:
+    for place, start in enumerate(STARTS):
+        found = [row["error"] for row in rows if row["key"]["start"] == start]
+        if found:
+            x, colour = group + 0.11 * (place - (len(STARTS) - 1) / 2), COLOURS[start]
+            label = start if labelled else None
+            axis.plot([x] * len(found), found, "o", color=colour, markersize=4, alpha=0.6, label=label)
+            axis.plot([x - 0.045, x + 0.045], [statistics.mean(found)] * 2, "-", color=colour, lw=2)
 
 
 def draw_curve() -> None:

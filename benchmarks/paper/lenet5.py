@@ -19,6 +19,7 @@ import coreprune as cp
 from paper.costs import cost
 from paper.dense import CACHE
 from paper.pictures import Pictures, mnist
+from paper.starts import PRIOR, said_of
 from paper.store import Row, Store
 from paper.training import Pupil, Schedule, fit
 from train_lenet import error
@@ -27,7 +28,7 @@ __all__ = ["METHODS", "REMOVED", "architecture", "cut_lenet5"]
 
 REMOVED = (0.5, 0.75)  # of the units of every site
 METHODS: dict[str, dict[str, Any]] = {
-    "kernel": {},
+    "kernel": {"prior": PRIOR},
     "kernel, real data": {},
     "sampling": {"method": "sampling"},
     "uniform": {"method": "uniform"},
@@ -96,7 +97,7 @@ def _measured(key: Mapping[str, Any], dense: nn.Module, p: Pictures) -> dict[str
         asked["data"], data = list(p.x[:1000].split(100)), "1,000 without labels"
     began = time.perf_counter()
     small = cp.prune(dense, EXAMPLE, remove={"*": key["removed"]}, seed=key["seed"], **asked)
-    said = {"prior": small.plan.recipe["prior"], "seconds": time.perf_counter() - began}
+    said = {"prior": said_of(small), "seconds": time.perf_counter() - began}
     model: nn.Module = small.model
     if key["training"] != "none":
         generator = torch.Generator().manual_seed(key["seed"])

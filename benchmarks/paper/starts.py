@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import coreprune as cp
 
-__all__ = ["PRIOR", "STARTS", "Cut", "Start", "cut", "lenet_of"]
+__all__ = ["PRIOR", "STARTS", "Cut", "Start", "cut", "lenet_of", "said_of"]
 
 PRIOR = cp.Gaussian(std=0.5)  # pixels lie in [0, 1], so their standard deviation is at most 1/2
 
@@ -71,4 +71,11 @@ def cut(label: str, dense: nn.Module, widths: tuple[int, int], seed: int, pictur
             return Cut(lenet_of(*widths), "none: drawn anew", time.perf_counter() - began)
     asked = dict(start.arguments) | ({"data": list(pictures[:10_000].split(1000))} if start.data else {})
     small = cp.prune(dense, units={"0": widths[0], "2": widths[1]}, seed=seed, **asked)
-    return Cut(small.model, small.plan.recipe["prior"], time.perf_counter() - began)
+    return Cut(small.model, said_of(small), time.perf_counter() - began)
+
+
+def said_of(small: cp.Pruned) -> str:
+    """The prior that a cut was made with, in words; methods that look at weights alone have none."""
+    recipe = small.plan.recipe
+    law = cp.METHODS[recipe["method"]].law or recipe.get("reweight")
+    return str(recipe["prior"]) if law else "none: weights alone"

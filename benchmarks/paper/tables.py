@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from paper.choice import TRAININGS
 from paper.store import Row
 from records import results
 
@@ -93,7 +94,8 @@ COSTS = ("parameters", "bytes", "multiply-adds", "ms for 256")
 def recovery() -> str:
     """The error of every start after every training, then the aim, then what the cuts and networks cost."""
     rows = load("recovery")["rows"]
-    trainings = _names(rows, "training")
+    there = _names(rows, "training")
+    trainings = [one for one in (CUT_ONLY, *TRAININGS) if one in there]
     cells = [[start, *(spoken(_values(_of(rows, start=start, training=one))) for one in trainings)]
              for start in _names(rows, "start")]  # fmt: skip
     first = table(["start", *("after cutting" if one == CUT_ONLY else one for one in trainings)], cells)
@@ -117,7 +119,7 @@ def _aims(rows: list[Row]) -> str:
     dense = {row["key"]["seed"]: row["error"] for row in _of(rows, start="dense", training=CUT_ONLY)}
     lines = []
     for start in _names(rows, "start"):
-        for training in _names(rows, "training"):
+        for training in (CUT_ONLY, *TRAININGS):
             mine = [] if start == "dense" else _of(rows, start=start, training=training)
             met = sum(row["error"] <= min(dense[row["key"]["seed"]], AIM) for row in mine)
             under = sum(row["error"] <= AIM for row in mine)
