@@ -21,7 +21,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "recovery": lambda args: recover(choose(args.data), args.seeds, args.data),
     "edges": lambda args: compare(args.seeds, args.data),
     "curve": lambda args: draw_curve(choose(args.data), args.seeds, args.data),
-    "lenet5": lambda args: cut_lenet5(min(args.seeds, 2), args.data),
+    "lenet5": lambda args: cut_lenet5(min(args.seeds, 1), args.data),
 }
 #: part → its figure
 FIGURES = {"recovery": figures.draw_recovery, "edges": figures.draw_edges, "curve": figures.draw_curve}
