@@ -26,7 +26,7 @@ from train_lenet import error
 
 __all__ = ["METHODS", "REMOVED", "architecture", "cut_lenet5"]
 
-REMOVED = (0.5, 0.75)  # of the units of every site
+REMOVED = (0.25, 0.5, 0.75)  # of the units of every site
 METHODS: dict[str, dict[str, Any]] = {
     "kernel": {"prior": PRIOR},
     "kernel, real data": {},
