@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench families mutations test-zoo clean
+.PHONY: help demo test lint docs bench bench-paper families mutations test-zoo clean
 
 help:
 	@echo "make demo    set up, then make a trained LeNet-300-100 smaller and measure it on MNIST"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint    ruff, mypy --strict, import directions"
 	@echo "make docs    the documentation, strict, into site/"
 	@echo "make bench   the evidence: tables, figures and JSON records in benchmarks/results/"
+	@echo "make bench-paper  the seed paper's experiments and past them: docs/paper.md (hours; goes on where it was stopped)"
 	@echo "make families  every model family and small network of the tests, cut in half: the table"
 	@echo "make mutations  deliberate faults in the functions that all else is trusted on: docs/mutations.md"
 	@echo "make test-zoo  torchvision's classification networks beside Torch-Pruning: docs/scoreboard.md (hours)"
@@ -77,6 +78,10 @@ bench: $(VENV)/.bench $(VENV)/.networks
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/publish.py
+
+bench-paper: $(VENV)/.bench
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m paper
+	$(BIN)/python benchmarks/publish.py --only paper
 
 clean:
 	rm -rf $(VENV) site build coreprune-demo

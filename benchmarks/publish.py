@@ -1,10 +1,11 @@
-"""Put the tables and figures of benchmarks/results/ into docs/results.md, so that no figure there is typed.
+"""Put the tables and figures of benchmarks/results/ into docs/results.md and docs/paper.md, so that no figure there is typed.
 
-python benchmarks/publish.py
+python benchmarks/publish.py [--only results | paper]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from coreprune.demo.run import rows
+from paper import tables
 from records import results
 
 MARKER = "<!-- generated -->"
@@ -94,6 +96,36 @@ def _real() -> str:
     )
 
 
+def _paper() -> str:
+    """The paper's experiments: parts that have no record yet are left out."""
+    parts = {
+        "recovery": (
+            "## LeNet-300-100 to 30-100",
+            tables.recovery,
+            "error after every way of training, a dot for a seed",
+        ),
+        "choice": ("## How to train, chosen on held-out training pictures", tables.choice, None),
+        "curve": (
+            "## Error against compression",
+            tables.curve,
+            "error over the share of parameters removed, log scale",
+        ),
+        "edges": ("## Edges judged on data, neurons judged without", tables.edges, "error over bytes, log scales"),
+        "lenet5": ("## LeNet-5", tables.lenet5, None),
+    }
+    text = []
+    for name, (title, make, figure) in parts.items():
+        if tables.load(name)["rows"]:
+            about = _about(f"paper-{name}").replace(
+                f"python benchmarks/paper-{name}.py", f"python -m paper --only {name}"
+            )
+            text += [f"{title}\n", tables.INTRODUCTIONS[name] + " " + about + "\n", make()]
+            if figure is not None:
+                text.append(f"![{figure}](figures/paper-{name}.svg)\n")
+                shutil.copy(results() / f"paper-{name}.svg", DOCS / "figures" / f"paper-{name}.svg")
+    return "\n".join(text)
+
+
 def _demo(pages: list[Path]) -> None:
     """Measure the demonstration and rewrite its table in the pages, which choose the methods they show."""
     torch.set_num_threads(1)
@@ -116,15 +148,25 @@ def _demo(pages: list[Path]) -> None:
         page.write_text(before + "<!-- demo -->\n" + "\n".join(lines) + "\n<!-- /demo -->" + after)
 
 
-def main() -> None:
-    """Rewrite what follows the marker, and the tables of the demonstration."""
-    _demo([DOCS.parent / "README.md", DOCS / "methods.md"])
-    page = DOCS / "results.md"
+def _rewrite(page: Path, text: str) -> None:
+    """Replace what follows the marker."""
     head = page.read_text().split(MARKER)[0]
-    parts = [_lenet(), _real(), _certificates(), _speed(), _synthetic()]
-    page.write_text(head + MARKER + "\n\n" + "\n".join(parts))
-    for name in ("lenet.svg", "synthetic.svg"):
-        shutil.copy(results() / name, DOCS / "figures" / name)
+    page.write_text(head + MARKER + "\n\n" + text)
+
+
+def main() -> None:
+    """Rewrite what follows the markers, and the tables of the demonstration."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("results", "paper"), help="this page")
+    only = parser.parse_args().only
+    if only != "paper":
+        _demo([DOCS.parent / "README.md", DOCS / "methods.md"])
+        parts = [_lenet(), _real(), _certificates(), _speed(), _synthetic()]
+        _rewrite(DOCS / "results.md", "\n".join(parts))
+        for name in ("lenet.svg", "synthetic.svg"):
+            shutil.copy(results() / name, DOCS / "figures" / name)
+    if only != "results":
+        _rewrite(DOCS / "paper.md", _paper())
 
 
 if __name__ == "__main__":
