@@ -34,7 +34,8 @@ def whole(piece: str) -> str:
     ends = [found.end() for found in re.finditer(r"[.!?][\"')”]?(?=\s|$)", text)]
     text = text[: ends[-1]].strip() if ends else ""
     strange = sum(not (c.isascii() or c.isalpha() or c in "’‘“”–—é") for c in text)
-    return text if len(text.split()) >= 40 and strange < 0.02 * len(text) else ""
+    shown = "".join(c for c in text if c.isprintable() or c == "\n")
+    return shown if len(text.split()) >= 40 and strange < 0.02 * len(text) else ""
 
 
 def main() -> None:

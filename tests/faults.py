@@ -398,7 +398,7 @@ FAULTS = [
         assert not bool(self._touched[entries].any())
         assert True
         Layout._entries | an edit may change what is gone
-        assert bool(self._left()[entries].all())
+        assert bool(there[entries].all())
         assert True
         """),
     *_of("plan.py", "tests/surgery/test_edits.py", "tests/test_plan.py", rows="""
@@ -444,20 +444,22 @@ FAULTS = [
         as_cut | readers have ones for units that went
         value.new_zeros(shape)
         value.new_ones(shape)
-        _Moments.both | second moments for variances
+        corrections | a constant that the cut put into the running mean is counted twice
+        (m_cut - made, v_cut)
+        (m_cut, v_cut)
+        corrections | few values suffice
+        if before.count(norm) < FEWEST
+        if before.count(norm) < 1
+        _taken_over | the square root of the running variance is forgotten
+        shift * running.sqrt()
+        shift * running
+        _taken_over | the variance changes the wrong way
+        change * running
+        -change * running
+        """),
+    *_of("engine/norms.py", "tests/engine/test_correction.py", rows="""
+        _Sums.both | second moments for variances
         self.squares / self.count - mean.square()
         self.squares / self.count
-        _taken_over | a constant that the cut put into the running mean is counted twice
-        (m_cut - m - made)
-        (m_cut - m)
-        _taken_over | the square root of the ratio of variances is forgotten
-        (running / safe).sqrt()
-        (running / safe)
-        _taken_over | the variance changes the wrong way
-        running * (v_cut / safe - 1)
-        running * (1 - v_cut / safe)
-        _taken_over | few values suffice
-        if dense.count < FEWEST
-        if dense.count < 1
         """),
 ]  # fmt: skip

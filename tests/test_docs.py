@@ -113,18 +113,20 @@ def rewritten(tmp_path, monkeypatch, *, demo):
 
     (tmp_path / "docs" / "figures").mkdir(parents=True)
     shutil.copy(ROOT / "README.md", tmp_path)
-    for name in ("results.md", "methods.md"):
+    for name in ("results.md", "methods.md", "paper.md"):
         shutil.copy(DOCS / name, tmp_path / "docs")
     monkeypatch.setattr(publish, "DOCS", tmp_path / "docs")
     if not demo:
         monkeypatch.setattr(publish, "_demo", lambda pages: None)
+    monkeypatch.setattr("sys.argv", ["publish.py"])
     publish.main()
     return tmp_path
 
 
 def test_the_results_are_those_of_the_records(tmp_path, monkeypatch):
     written = rewritten(tmp_path, monkeypatch, demo=False)
-    assert (written / "docs" / "results.md").read_text() == text("results.md")
+    for page in ("results.md", "paper.md"):
+        assert (written / "docs" / page).read_text() == text(page)
     for figure in (written / "docs" / "figures").iterdir():
         assert figure.read_bytes() == (DOCS / "figures" / figure.name).read_bytes(), figure.name
 

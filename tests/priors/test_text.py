@@ -55,7 +55,7 @@ def test_the_generic_text_is_prose_of_a_size_that_can_be_shipped():
     assert sum(c.isalpha() or c.isspace() for c in text) > 0.9 * len(text)
     assert not [c for c in set(text) if not c.isprintable() and c != "\n"]
     words = text.split()
-    assert len(set(words)) > 5000 and max(map(len, words)) < 80
+    assert len(set(words)) > 5000 and max(map(len, words)) < 100
     pieces = text.split("\n\n")
     assert len(set(pieces)) == len(pieces) > 200
 

@@ -8,7 +8,6 @@ can be decided in any order and anywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -191,12 +190,12 @@ def _seen(
     """Moments of every reader, with what errors cost the network where that is asked for."""
     first, own = found.graphs[0], forced(request.prior)
     text = bool(token_tables(first))
-    with reduced(first, tensors) if text and not first.path else nullcontext(tensors) as held:
-        result = moments(found.graphs, held, taps, batches, batch_statistics=own, norms=request.norms, every=text)
-        if request.costs and not first.path:
-            few = _spaced(batches, SENSED)
-            costs = sensitivities(first, held, taps, few, seed=request.seed, batch_statistics=own)
-            result = [replace(one, cost=M) for one, M in zip(result, costs, strict=True)]
+    held = reduced(first, tensors) if text and not first.path else tensors
+    result = moments(found.graphs, held, taps, batches, batch_statistics=own, norms=request.norms, every=text)
+    if request.costs and not first.path:
+        few = _spaced(batches, SENSED)
+        costs = sensitivities(first, held, taps, few, seed=request.seed, batch_statistics=own)
+        result = [replace(one, cost=M) for one, M in zip(result, costs, strict=True)]
     return result
 
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import aliases, mapped, written
 from coreprune.engine.norms import Norms, normalised, normalises
+from coreprune.engine.precision import product
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.streaming import Stream, finite, squared
 from coreprune.model.capture import Arguments, Captured
@@ -148,7 +149,8 @@ class _Runner(fx.Interpreter):
                 return result if whole else (result, result.new_empty(0), result.new_empty(0))
         if name in _GROUPED and len(args) > 6 and args[6] > 1:  # as many as the tensors, which may be cut, tell
             args = (*args[:6], args[0].shape[1 - args[1].dim()] // args[1].shape[1])
-        return super().call_function(target, args, kwargs)
+        mixed = product(target, args)
+        return super().call_function(target, args, kwargs) if mixed is None else mixed
 
 
 def _located(graph: fx.GraphModule, taps: Iterable[Tap]) -> dict[fx.Node, list[Tap]]:

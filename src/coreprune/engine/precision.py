@@ -1,47 +1,65 @@
 """Observing in bfloat16, where the processor has instructions for it.
 
-The products of a forward pass take operands in bfloat16 and sum up in float32; norms, residual streams and all else
-stay in float32. Rounding adds about 2⁻⁹ of a unit's size to what is seen of it, as noise, far below what a sample of
-text leaves open. Moments are summed as ever.
+The products of Linear layers take both operands in bfloat16 and sum up in float32; norms, attention, residual streams
+and all else stay in float32. Rounding adds about 2⁻⁹ of a unit's size to what is seen of it, as noise, far below what
+a sample of text leaves open. Moments are summed as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from coreprune.model.capture import Captured
 
-__all__ = ["reduced"]
+__all__ = ["product", "reduced"]
+
+#: operator → where its operands are: rows, matrix, and what is added
+_PRODUCTS = {"aten.linear.": (0, 1, 2), "aten.addmm.": (1, 2, 0), "aten.mm.": (0, 1, None)}
 
 
-@contextmanager
-def reduced(captured: Captured, tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
-    """Context in which products are computed in bfloat16, with the tensors to run the graph on.
+def reduced(captured: Captured, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors with matrices that only Linear layers read in bfloat16; the graph's runner then calls `product`.
 
-    Nothing changes where there are no such instructions, or the tensors are not all float32.
+    They are as they were where there are no such instructions, or where not all are float32.
 
     Args:
-        captured: the graph. tensors: parameters and buffers, by name.
+        captured: the graph. tensors: parameters and buffers, by name; not changed.
     """
     held = [tensors[name] for name in captured.states.values()]
     kinds = {t.dtype for t in held if t.is_floating_point()}
-    device = held[0].device.type if held else "cpu"
-    if kinds != {torch.float32} or not _capable(device):
-        yield tensors
-        return
-    matrices = {
-        captured.states[a.name]
-        for node in captured.graph.graph.nodes
-        if str(node.target).startswith(("aten.linear.", "aten.addmm.", "aten.mm."))
-        for a in node.all_input_nodes
-        if a.name in captured.states and tensors[captured.states[a.name]].dim() == 2
-    }
-    with torch.autocast(device, torch.bfloat16):
-        yield {**tensors, **{name: tensors[name].detach().to(torch.bfloat16) for name in matrices}}
+    if kinds != {torch.float32} or not _capable(held[0].device.type):
+        return tensors
+    matrices, others = set(), set()
+    for node in captured.graph.graph.nodes:
+        at = _operands(node.target)
+        matrix = node.args[at[1]] if at else None
+        for read in node.all_input_nodes:
+            (matrices if read is matrix else others).add(captured.states.get(read.name))
+    return {**tensors, **{name: tensors[name].detach().to(torch.bfloat16) for name in matrices - others if name}}
+
+
+def product(operator: Any, args: Sequence[Any]) -> Tensor | None:
+    """The product of float32 rows and a bfloat16 matrix, in float32; None where an operator is something else.
+
+    Example:
+        >>> product(torch.ops.aten.linear.default, (torch.ones(1, 2), torch.ones(3, 2, dtype=torch.bfloat16))).dtype
+        torch.float32
+    """
+    at = _operands(operator)
+    if at is None or args[at[1]].dtype is not torch.bfloat16 or args[at[0]].dtype is not torch.float32:
+        return None
+    matrix = args[at[1]].T if at[0] == 0 and at[2] == 2 else args[at[1]]
+    result: Tensor = (args[at[0]].to(torch.bfloat16) @ matrix).float()
+    added = args[at[2]] if at[2] is not None and len(args) > at[2] else None
+    return result if added is None else result + added
+
+
+def _operands(operator: Any) -> tuple[int, int, int | None] | None:
+    return next((at for start, at in _PRODUCTS.items() if str(operator).startswith(start)), None)
 
 
 def _capable(device: str) -> bool:
