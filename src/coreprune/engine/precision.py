@@ -33,7 +33,8 @@ def reduced(captured: Captured, tensors: Mapping[str, Tensor]) -> Mapping[str, T
     kinds = {t.dtype for t in held if t.is_floating_point()}
     if kinds != {torch.float32} or not _capable(held[0].device.type):
         return tensors
-    matrices, others = set(), set()
+    matrices: set[str | None] = set()
+    others: set[str | None] = set()
     for node in captured.graph.graph.nodes:
         at = _operands(node.target)
         matrix = node.args[at[1]] if at else None
