@@ -1,8 +1,8 @@
 """Text as a prior: a generic one that comes with the package, or a file of the user's.
 
-The generic text was written once by SmolLM2-135M-Instruct (Apache-2.0) with `benchmarks/write_text.py`, seed 0, on
-subjects and kinds of writing that a list names. It is no user's data and no training data; that it is a small
-model's prose, in English, is its limit.
+The generic text was written once by SmolLM2-135M-Instruct (Apache-2.0) with `benchmarks/write_text.py`, seed 0, which
+goes on from the openings in `openings.txt`. It is no user's data and no training data; that it is a small model's
+English, and makes little sense, is its limit.
 """
 
 from __future__ import annotations
