@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune.engine.local import Progress
-from coreprune.engine.norms import normalises
+from coreprune.engine.norms import normed
 from coreprune.engine.probes import (
     batch_size,
     by_shape,
@@ -98,7 +98,7 @@ def inputs(captured: Captured, prior: Gaussian | Data, seed: int) -> Iterator[Ar
     else:
         less = halved(captured, max(_numbers(next(crops(captured, (2,)), captured))[1], batch_size(captured)))
         count, together = _numbers(less)
-        last = by_shape(captured) and not any(normalises(node.target) for node in captured.graph.graph.nodes)
+        last = by_shape(captured) and not normed(captured)
         for call in drawn(less, prior, count, seed, together):
             yield pytree.tree_map(_channels_last, call) if last else call
 
@@ -156,8 +156,7 @@ def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Te
         return prior if isinstance(prior, Gaussian) or _follow(captured, prior, model) else Gaussian()
     leaves = pytree.tree_leaves(captured.arguments)
     image = any(isinstance(v, Tensor) and v.is_floating_point() for v in leaves)
-    norms = any(normalises(node.target) for node in captured.graph.graph.nodes)
-    if image and norms and matches(model):
+    if image and normed(captured) and matches(model):
         images = Matched()
         most = AFFORDABLE * max(batch_size(captured), 1) / (3 * images.count * images.steps)
         return images if _least_operations(captured) <= most and _operations(captured) <= most else Gaussian()

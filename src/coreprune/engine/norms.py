@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from coreprune.model.capture import Captured
 
-__all__ = ["Norms", "normalised", "normalises"]
+__all__ = ["Norms", "normalised", "normalises", "normed"]
 
 #: positions per channel below which a BatchNorm keeps its running statistics
 POSITIONS = 32
@@ -26,6 +26,11 @@ Take = Callable[[Tensor, Tensor, int], None]
 def normalises(operator: Any) -> bool:
     """Whether an operator is a BatchNorm as networks have it in eval mode."""
     return str(operator).startswith(("aten.batch_norm", "aten._native_batch_norm_legit_no_training"))
+
+
+def normed(captured: Captured) -> bool:
+    """Whether there is such a BatchNorm in a graph."""
+    return any(normalises(node.target) for node in captured.graph.graph.nodes)
 
 
 def normalised(operands: Sequence[Any], eps: float, take: Take | None = None) -> Tensor:

@@ -62,7 +62,7 @@ def by_shape(captured: Captured) -> bool:
 def crops(captured: Captured, parts: Sequence[int] = (4, 2)) -> Iterator[Captured]:
     """The same with smaller images in its example, a quarter and half as high and wide; whether it runs is not known.
 
-    None where there are no images of LARGE pixels or more along an axis.
+    Nothing where there are no images of LARGE pixels or more along an axis.
     """
     leaves = pytree.tree_leaves(captured.arguments)
     images = [a for a in leaves if isinstance(a, Tensor) and a.is_floating_point() and a.dim() > 3]

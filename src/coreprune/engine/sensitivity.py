@@ -19,7 +19,7 @@ Source: Amari 1998, natural gradient; Martens & Grosse 2015, arXiv:1503.05671, g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from coreprune.engine.probes import token_tables
 from coreprune.maths.streaming import squared
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Tap
+from coreprune.priors.generated import picked
 
 __all__ = ["sensitivities"]
 
@@ -61,6 +62,7 @@ def sensitivities(
     taps = {id(tap): tap for reader in readers for tap in reader}
     generator = torch.Generator().manual_seed(seed)
     predictions = 0.0
+    tables = set(token_tables(captured).values())
 
     def watch(tap: Tap, value: Tensor) -> Tensor:
         passed = (value if value.requires_grad else value.detach().requires_grad_()) * 1
@@ -73,22 +75,12 @@ def sensitivities(
         one = squared(rows).double()
         sums[id(tap)] = sums[id(tap)].add_(one) if id(tap) in sums else one
 
-    tables = set(token_tables(captured).values())
     for arguments in batches:
         outputs = run(
             captured, tensors, arguments, taps=taps.values(), hook=watch, batch_statistics=batch_statistics, grad=True
         )
-        sources = [o for o in outputs if isinstance(o, Tensor) and o.requires_grad]
-        told = [o for o in sources if o.dim() > 1 and o.shape[-1] in tables][:1]
-        if told:
-            sources, directions = told, [_surprise(told[0].detach(), generator)]
-            predictions += told[0].numel() / told[0].shape[-1]
-        else:
-            directions = [_noise(o.detach(), generator) for o in sources]
-            predictions += 1
-        if sources:
-            torch.autograd.backward(sources, directions)
-        del outputs, sources, told
+        predictions += _pulled(outputs, tables, generator)
+        del outputs  # which hold the graph, and would until the next batch has its own
     result = []
     for reader in readers:
         size = reader[0].entries.shape[0] * reader[0].entries.shape[1]
@@ -100,15 +92,25 @@ def sensitivities(
     return result
 
 
+def _pulled(outputs: Sequence[Any], tables: Collection[int], generator: Generator) -> float:
+    """Go back from the outputs of one batch along a direction v, and return how many predictions they hold."""
+    sources = [o for o in outputs if isinstance(o, Tensor) and o.requires_grad]
+    told = next((o for o in sources if o.dim() > 1 and o.shape[-1] in tables), None)
+    if told is not None:
+        told.backward(_surprise(told.detach(), generator))
+        return told.numel() / told.shape[-1]
+    if sources:
+        torch.autograd.backward(sources, [_noise(o.detach(), generator) for o in sources])
+    return 1.0
+
+
 def _surprise(logits: Tensor, generator: Generator) -> Tensor:
-    """P − 1_y for y drawn from p = softmax, in place of the logits' shape."""
+    """P − 1_y, y ~ p, for the predictions p of logits, (…, V) alike."""
     rows = logits.flatten(0, -2)
     result = torch.empty_like(rows)
     for low in range(0, len(rows), _ROWS):
         p = rows[low : low + _ROWS].float().softmax(-1)
-        sums = p.cumsum(-1)
-        level = torch.rand(len(p), 1, generator=generator).to(p.device) * sums[:, -1:]
-        y = torch.searchsorted(sums, level, right=True).clamp(max=p.shape[1] - 1)
+        y = picked(p, generator)
         result[low : low + _ROWS] = p.scatter_add_(1, y, p.new_full(y.shape, -1.0))
     return result.view_as(logits)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Site
 
-__all__ = ["inspection_text", "rows_of", "starred", "table", "wrap"]
+__all__ = ["inspection_text", "refusals", "rows_of", "starred", "table", "wrap"]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -69,7 +69,7 @@ def inspection_text(found: Inspection, width: int = 80) -> str:
         text = "\n".join(
             [lines[0], *(one for line, more in zip(lines[1:], under, strict=True) for one in (line, *more))]
         )
-    refused = [line for text in _refusals(found) for line in wrap(text, width)]
+    refused = [line for text in _refused(found) for line in wrap(text, width)]
     return "\n".join([text, *refused, f"{total:,} parameters"])
 
 
@@ -86,16 +86,28 @@ def rows_of(sites: Sequence[Site]) -> list[tuple[str, ...]]:
 def starred(name: str, group: Sequence[str]) -> str:
     """A name of a tensor or a site as it is, or for a group with its numbers starred."""
     short = name.removesuffix(".weight")
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", short) if len(group) > 1 else short
+    return unnumbered(short) if len(group) > 1 else short
 
 
-def _refusals(found: Inspection) -> list[str]:
-    """One text for each reason and form of name."""
+def unnumbered(name: str) -> str:
+    """A name with the numbers between its dots starred.
+
+    Example:
+        >>> unnumbered("layers.11.fc1")
+        'layers.*.fc1'
+    """
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
+def refusals(refused: Iterable[tuple[str, str]]) -> list[tuple[str, int, str]]:
+    """Names that are alike with one reason, how many there are, and the reason; from (name, reason)."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for refusal in found.refused:
-        starred = re.sub(r"(?<![^.])\d+(?![^.])", "*", refusal.name)
-        groups.setdefault((starred, refusal.reason), []).append(refusal.name)
-    return [
-        f"stays whole: {starred} ({len(names)}): {reason}" if len(names) > 1 else f"stays whole: {names[0]}: {reason}"
-        for (starred, reason), names in groups.items()
-    ]
+    for name, reason in refused:
+        groups.setdefault((unnumbered(name), reason), []).append(name)
+    return [(names[0] if len(names) == 1 else form, len(names), why) for (form, why), names in groups.items()]
+
+
+def _refused(found: Inspection) -> list[str]:
+    """One text for each reason and form of name."""
+    every = refusals((refusal.name, refusal.reason) for refusal in found.refused)
+    return [f"stays whole: {name}{f' ({many})' if many > 1 else ''}: {reason}" for name, many, reason in every]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from coreprune.errors import InvalidInputError
 
-__all__ = ["Generated", "places", "sample", "writes"]
+__all__ = ["Generated", "picked", "places", "sample", "writes"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,18 @@ def places(model: nn.Module) -> int:
     return min((n for n in known if isinstance(n, int) and n > 0), default=2**31)
 
 
+def picked(p: Tensor, generator: torch.Generator) -> Tensor:
+    """One index for each row of probabilities p, (B, V) → (B, 1): the first whose sum passes a number drawn evenly.
+
+    Example:
+        >>> picked(torch.eye(3), torch.Generator().manual_seed(0)).flatten().tolist()
+        [0, 1, 2]
+    """
+    sums = p.cumsum(-1)
+    level = torch.rand(len(p), 1, generator=generator).to(p.device) * sums[:, -1:]
+    return torch.searchsorted(sums, level, right=True).clamp(max=p.shape[1] - 1)
+
+
 @torch.inference_mode()
 def sample(
     model: nn.Module,
@@ -115,8 +127,8 @@ def sample(
 ) -> Tensor:
     """Continue sequences token by token, with a cache of keys and values.
 
-    A token is the first whose cumulative probability passes a number drawn evenly from [0, 1): one number for each
-    sequence and step, so that the generator decides everything. The tokens that end a text are never drawn.
+    `picked` draws one number for each sequence and step, so that the generator decides everything. The tokens that end
+    a text are never drawn.
 
     Args:
         model: a causal language model. starts: (B, s) indices. length: of the sequences in the end.
@@ -135,9 +147,7 @@ def sample(
         past = answer.past_key_values
         scores = answer.logits[:, -1].float() / temperature
         scores[:, ends] = float("-inf")
-        sums = scores.softmax(-1).cumsum(-1)
-        level = torch.rand(len(starts), 1, generator=generator).to(device) * sums[:, -1:]
-        new = torch.searchsorted(sums, level, right=True).clamp(max=scores.shape[1] - 1)
+        new = picked(scores.softmax(-1), generator)
         written.append(new.cpu())
         if step:
             step(at + 1)

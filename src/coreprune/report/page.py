@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coreprune.errors import CheckpointError, CorepruneError
+from coreprune.model.text import refusals
 from coreprune.report.cost import Change
 from coreprune.report.numbers import Numbers, Row
 from coreprune.report.text import bytes_text
@@ -86,7 +86,7 @@ def page(numbers: Numbers, data: str = "") -> str:
         groups=groups,
         within=any(row.within is not None for row in numbers.sites),
         curves=[(g["name"], figures.curves(g["curved"])) for g in groups if g["curved"]],
-        refused=None if numbers.refused is None else _refusals(numbers.refused),
+        refused=None if numbers.refused is None else refusals(numbers.refused),
         few=FEW,
         recipe=_recipe(numbers.recipe),
     )
@@ -153,14 +153,6 @@ def _range(values: Sequence[float | None], shown: Any) -> str:
     known = sorted(value for value in values if value is not None)
     ends = list(dict.fromkeys(shown(value) for value in known[:1] + known[-1:]))
     return " to ".join(ends)
-
-
-def _refusals(refused: Iterable[tuple[str, str]]) -> list[tuple[str, int, str]]:
-    """Names that are alike with one reason, how many there are, and the reason."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for name, reason in refused:
-        found.setdefault((re.sub(r"(?<![^.])\d+(?![^.])", "*", name), reason), []).append(name)
-    return [(names[0] if len(names) == 1 else form, len(names), why) for (form, why), names in found.items()]
 
 
 def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
