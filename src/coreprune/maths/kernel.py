@@ -23,8 +23,9 @@ from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Law
 from coreprune.maths.reweight import RIDGE, replacement
 from coreprune.maths.select import Path, dropped, forward
+from coreprune.maths.streaming import squared
 
-__all__ = ["completed", "goes_forward", "kernel", "law_needed", "replaced", "select", "varying"]
+__all__ = ["backwards", "completed", "goes_forward", "kernel", "law_needed", "replaced", "select", "varying"]
 
 #: up to this number of units the backward greedy runs, which is a little better; its n³ is nothing there
 SMALL = 1024
@@ -73,28 +74,53 @@ def select(layer: Layer, units: int) -> Path:
     law = law_needed(layer)
     G = law.moments.covariance
     W = layer.outgoing.to(G.dtype)
-    variance = G.diagonal()
+    if not goes_forward(G.shape[0]):
+        return backwards(law.moments, squared(W), units, law.cross)
     constant = ~varying(law.moments)
+    if int((~constant).sum()) <= units:
+        return _all_that_vary(constant, units, G.dtype)
+    scale = torch.where(constant, 0.0, torch.where(constant, 1.0, G.diagonal()).rsqrt())
+    Y = W @ (G if law.cross is None else law.cross)
+    path = forward(G, Y, units, scale=scale, ridge=RIDGE[G.dtype])
+    return path if not bool(constant.any()) else replace(path, factor=None)
+
+
+def backwards(moments: Moments, M: Tensor, units: int, cross: Tensor | None = None) -> Path:
+    """The backward path of `select`, for M = WᵀW of the readers.
+
+    Args:
+        moments: of the units. M: (n, n). units: k.
+        cross: X, where the target is not W h but W h̃ with X = Cov(h, h̃). Without it the ridge, which is noise of each
+            unit's own, is taken for a part of the unit, so that V = W.
+    """
+    G = moments.covariance
+    constant = ~varying(moments)
     live = (~constant).nonzero()[:, 0]
-    if live.numel() <= units:  # all that matter stay; the rest is filled up by index
-        kept = torch.cat([live, constant.nonzero()[: units - live.numel(), 0]]).sort().values
-        return Path(kept, kept, torch.zeros(0, dtype=G.dtype, device=G.device))
-    if goes_forward(variance.numel()):
-        scale = torch.where(constant, 0.0, torch.where(constant, 1.0, variance).rsqrt())
-        Y = W @ (G if law.cross is None else law.cross)
-        path = forward(G, Y, units, scale=scale, ridge=RIDGE[G.dtype])
-        return path if not bool(constant.any()) else replace(path, factor=None)
-    scale = variance[live].rsqrt()
-    R = G[live][:, live] * scale[:, None] * scale
+    if live.numel() <= units:
+        return _all_that_vary(constant, units, G.dtype)
+    scale = G.diagonal()[live].rsqrt()
+    R = _between(G, live).mul_(scale[:, None]).mul_(scale)
     R.diagonal().fill_(1 + RIDGE[G.dtype])
     H = torch.cholesky_inverse(torch.linalg.cholesky(R))
-    if law.cross is None:  # Y H = W (R − λ I) H with the ridge λ
-        V = W[:, live] / scale
-        V = V.addmm(V, H, alpha=-RIDGE[G.dtype])
+    if cross is None:
+        E = _between(M, live).div_(scale[:, None]).div_(scale)
     else:
-        V = (W @ law.cross[:, live] * scale) @ H
-    path = dropped(H, V, units)
+        V = cross[:, live] * scale @ H
+        E = V.T @ M @ V
+    path = dropped(H, E, units)
     return replace(path, kept=live[path.kept], order=live[path.order])
+
+
+def _between(A: Tensor, live: Tensor) -> Tensor:
+    """Rows and columns of some units, as a copy."""
+    return A.clone() if live.numel() == len(A) else A[live][:, live]
+
+
+def _all_that_vary(constant: Tensor, units: int, dtype: torch.dtype) -> Path:
+    """All units that matter stay; the rest is filled up by index."""
+    live, dead = (~constant).nonzero()[:, 0], constant.nonzero()[:, 0]
+    kept = torch.cat([live, dead[: units - live.numel()]]).sort().values
+    return Path(kept, kept, torch.zeros(0, dtype=dtype, device=kept.device))
 
 
 def completed(path: Path, moments: Moments, total: float) -> Path:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from coreprune.maths.reweight import RIDGE
-from coreprune.maths.select import Path, block_of, greedy
+from coreprune.maths.select import Path, greedy
 
 __all__ = ["LowRank", "about_zero", "changed", "forward", "replacement", "residual"]
 
@@ -65,15 +65,15 @@ def about_zero(covariance: Tensor | LowRank, mean: Tensor) -> Tensor | LowRank:
     return covariance + torch.outer(mean, mean)
 
 
-def forward(G: LowRank, W: Tensor, k: int, *, ridge: float = 0.0, block: int | None = None) -> Path:
+def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block: int | None = None) -> Path:
     """Add k units, the best one first, as `coreprune.maths.select.forward` does for Y = W G.
 
     Args:
-        G: covariance of units whose variances are of one size, (n, n), with d + ridge > 0.
+        G: covariance of the units, (n, n); of those with d + ridge > 0 k are chosen.
         W: the target is W h, (p, n).
         k: units to keep.
-        ridge: added to d.
-        block: units added between two updates of the rest, as there.
+        ridge: added to d, one number or one for each unit.
+        block: units added between two updates of the rest; default k/8, held between 16 and 256.
 
     Returns:
         The path, without a factor.
@@ -83,37 +83,35 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float = 0.0, block: int | N
         >>> forward(G, torch.eye(3), 1).kept.tolist()
         [0]
     """
-    n, d, block = G.rest.numel(), G.rest + ridge, block or block_of(k)
-    W = W.T.contiguous()
-    own = torch.linalg.vector_norm(W, dim=1).square()
-    Z, free = G.factor, torch.ones(n, dtype=torch.bool, device=d.device)
-    P = W.T @ Z
-    through = W @ P  # a block of units changes it by less work than there is in it, unless samples are fewer than that
+    n, d, block = G.rest.numel(), G.rest + ridge, block or min(max(16, k // 8), 256)
+    own, free = _squares(W), d > 0
+    Z = G.factor.T.contiguous()
+    P = Z @ W.T  # samples lie along rows here and below, as thin matrices are best multiplied from the left
+    through = P @ W  # a block of units changes it by less work than there is in it, unless samples are fewer than that
     order, gained = torch.zeros(0, dtype=torch.int64, device=d.device), d.new_zeros(0)
     while (done := order.numel()) < k:
-        # Y_j = d_j W_j + P z_j with P = W Z over the units that are not in
-        energy = d.square() * own + ((2 * d[:, None] * through + Z @ (P.T @ P)) * Z).sum(1)
-        score = torch.where(free, energy / (d + Z.square().sum(1)), -1.0)
+        # Y_j = d_j W_j + Pᵀ z_j with P = Z Wᵀ over the units that are not in
+        energy = d.square() * own + (torch.addmm(through * (2 * d), P @ P.T, Z) * Z).sum(0)
+        score = torch.where(free, energy / (d + Z.square().sum(0)), -1.0)
         step = min(block, k - done)
         best = torch.topk(score, min(step + max(16, step // 2), n - done)).indices
-        R = Z[best] @ Z[best].T
+        Z_best = Z[:, best]
+        R = Z_best.T @ Z_best
         R.diagonal().add_(d[best])
-        Y = torch.addmm(W[best] * d[best, None], Z[best], P.T).T
-        chosen, gains = greedy(R, Y, step, torch.zeros_like(d[best]))
+        Y = torch.addmm(W.index_select(1, best) * d[best], P.T, Z_best)
+        chosen, gains = greedy(R, Y.T @ Y, step, torch.zeros_like(d[best]))
         if chosen.numel() == 0:  # nothing is left that any output sees: fill up by index
             chosen = best.argsort()[:step]
             gains = d.new_zeros(chosen.numel())
         picked = best[chosen]
-        A = _core(Z[picked], d[picked])
-        off = Z[picked]
-        P = torch.linalg.solve_triangular(A, (P - W[picked].T @ off).T, upper=False).T
-        if Z.shape[1] > picked.numel():
-            through = torch.linalg.solve_triangular(A, (through - (W @ W[picked].T) @ off).T, upper=False).T
-        else:
-            through = W @ P
-        Z = torch.linalg.solve_triangular(A, Z.T, upper=False).T
-        free[picked] = False
         order, gained = torch.cat([order, picked]), torch.cat([gained, gains])
+        if order.numel() < k:
+            free[picked] = False
+            off, V = Z_best[:, chosen], W.index_select(1, picked)
+            turn = _inverse(_core(off.T, d[picked]))  # A⁻¹
+            P = turn @ (P - off @ V.T)
+            through = P @ W if len(Z) <= picked.numel() else turn @ (through - off @ (V.T @ W))
+            Z = turn @ Z
     return Path(order.sort().values, order, gained, added=True)
 
 
@@ -163,6 +161,12 @@ def _squares(W: Tensor) -> Tensor:
     for rows in W.split(256):
         total += rows.square().sum(0)
     return total
+
+
+def _inverse(A: Tensor) -> Tensor:
+    """A⁻¹ of a small lower triangular matrix, by which many rows are multiplied faster than solved for."""
+    inverse: Tensor = torch.linalg.solve_triangular(A, torch.eye(len(A), dtype=A.dtype, device=A.device), upper=False)
+    return inverse
 
 
 def _core(U: Tensor, d: Tensor) -> Tensor:

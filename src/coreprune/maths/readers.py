@@ -31,7 +31,7 @@ from coreprune.maths import lowrank
 from coreprune.maths.activation import activation
 from coreprune.maths.blocks import backward_blocks
 from coreprune.maths.gram import Moments
-from coreprune.maths.kernel import completed, goes_forward, replaced, select, varying
+from coreprune.maths.kernel import backwards, completed, goes_forward, replaced, select, varying
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.propagate import Law
@@ -150,17 +150,20 @@ def choose(readings: Sequence[Reading], units: int, keep: int | None = None) -> 
     if blocks != {1} and len(blocks) == 1:
         return backward_blocks(G, M, units, 1 if keep is None else keep)
     none = G.new_zeros(units)
-    few = len(readings) == 1 and readings[0].outgoing.numel() <= G.numel()
-    W = readings[0].matrix if few else _root(M)
-    law = Law(Moments(readings[0].mean if len(readings) == 1 else none, G))
-    if keep is None:
-        keep = max(int(varying(law.moments).sum()) - 1, 1) if goes_forward(units) else 1
-    path = select(Layer(G[:, :0], none, W, activation("identity"), 1.0, law), keep)
-    return completed(path, law.moments, _inner(G, M))
+    moments = Moments(readings[0].mean if len(readings) == 1 else none, G)
+    if not goes_forward(units):
+        path = backwards(moments, M, 1 if keep is None else keep)
+    else:
+        few = len(readings) == 1 and readings[0].outgoing.numel() <= G.numel()
+        W = readings[0].matrix if few else _root(M)
+        if keep is None:
+            keep = max(int(varying(moments).sum()) - 1, 1)
+        path = select(Layer(G[:, :0], none, W, activation("identity"), 1.0, Law(moments)), keep)
+    return completed(path, moments, _inner(G, M))
 
 
 def _few(mean: Tensor, G: LowRank, W: Tensor, keep: int | None) -> Path:
-    """`choose` where samples are few: on correlations, and without the units that do not vary."""
+    """`choose` where samples are few, without the units that do not vary."""
     variance = G.diagonal()
     live = variance > torch.finfo(variance.dtype).eps * mean.square()
     if keep is None:
@@ -170,9 +173,7 @@ def _few(mean: Tensor, G: LowRank, W: Tensor, keep: int | None) -> Path:
         gains = variance.new_zeros(order.numel())
         gains[max(int(live.sum()), 1) - 1] = G.energy(W)
         return Path(order[:keep].sort().values, order, gains)
-    scale = torch.where(live, variance, torch.inf).rsqrt()
-    deviation = torch.where(live, variance, 0.0).sqrt()
-    return lowrank.forward(G.scaled(scale), W * deviation, keep, ridge=RIDGE[variance.dtype])
+    return lowrank.forward(G.scaled(live.to(variance)), W, keep, ridge=RIDGE[variance.dtype] * variance * live)
 
 
 def kept_of(path: Path, units: int, keep: int) -> Tensor:

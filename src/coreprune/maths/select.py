@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Path", "backward", "block_of", "dropped", "forward", "greedy"]
+__all__ = ["Path", "backward", "dropped", "forward", "greedy"]
 
 _NOISE = 1e-10  # a residual variance below this share of a unit's own is rounding
 
@@ -84,7 +84,7 @@ def forward(
         The path, with its factor; units that explain nothing come last, in order of their index.
     """
     n = G.shape[0]
-    block = block or block_of(k)
+    block = block or min(max(16, k // 24), 256)
     D = torch.ones_like(G.diagonal()) if scale is None else scale
     L = G.new_zeros(k, n)
     order = torch.zeros(0, dtype=torch.int64, device=G.device)
@@ -106,7 +106,8 @@ def forward(
         known, D_best = factor[:done, best], D[at[best]]
         R = (G[at[best]][:, at[best]] * D_best).mul_(D_best[:, None]).addmm_(known.T, known, alpha=-1)
         R.diagonal().add_(ridge)
-        chosen, gains = greedy(R, Y[:, best], size, floor[best])
+        target = Y[:, best]
+        chosen, gains = greedy(R, target.T @ target, size, floor[best])
         if chosen.numel() == 0:
             break
         picked, units = best[chosen], at[best[chosen]]
@@ -129,11 +130,6 @@ def forward(
     return Path(order.sort().values, order, energy, True, whole)
 
 
-def block_of(k: int) -> int:
-    """Units that are added between two updates of the rest, where k are wanted."""
-    return min(max(16, k // 24), 256)
-
-
 def backward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
     """Drop all but k units, the cheapest one first.
 
@@ -147,11 +143,16 @@ def backward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
         The path.
     """
     H = torch.cholesky_inverse(torch.linalg.cholesky(G))
-    return dropped(H, Y @ H, k, block=block)
+    V = Y @ H
+    return dropped(H, V.T @ V, k, block=block)
 
 
-def dropped(H: Tensor, V: Tensor, k: int, *, block: int = 64) -> Path:
-    """`backward`, given H = G⁻¹, (n, n), and V = Y G⁻¹, (p, n), which are used up."""
+def dropped(H: Tensor, E: Tensor, k: int, *, block: int = 64) -> Path:
+    """`backward`, given H = G⁻¹ and E = VᵀV for V = Y G⁻¹, (n, n), which are used up.
+
+    A block B goes with A = L⁻¹ H_B, L Lᵀ = H_BB, which takes H to H − AᵀA, and V to V − V_B L⁻ᵀ A; so that, with
+    Q = L⁻¹ E_B and Γ = L⁻¹ E_BB L⁻ᵀ, E goes to E − QᵀA − AᵀQ + AᵀΓA.
+    """
     n = H.shape[0]
     # everything below runs over the units still in play, `at`, which are gathered anew as they become fewer
     at, alive = torch.arange(n, device=H.device), torch.ones(n, dtype=torch.bool, device=H.device)
@@ -159,18 +160,22 @@ def dropped(H: Tensor, V: Tensor, k: int, *, block: int = 64) -> Path:
     energy = H.new_zeros(0)
     while (left := n - order.numel()) > k:
         if left < 0.8 * at.numel():
-            at, H, V, alive = at[alive], H[alive][:, alive], V[:, alive], alive[alive]
-        score = torch.where(alive, V.square().sum(0) / H.diagonal().clamp(min=1e-30), torch.inf)
+            at, H, E, alive = at[alive], H[alive][:, alive], E[alive][:, alive], alive[alive]
+        score = torch.where(alive, E.diagonal() / H.diagonal().clamp(min=1e-30), torch.inf)
         size = min(block, left - k)
         cheap = torch.topk(score, min(4 * size, left), largest=False).indices
-        chosen, costs = greedy(H[cheap][:, cheap], V[:, cheap], size)
+        chosen, costs = greedy(H[cheap][:, cheap], E[cheap][:, cheap], size)
         gone = cheap[chosen]
-        pivot = _pivot(H[gone][:, gone])
-        across = torch.linalg.solve_triangular(pivot, H[gone], upper=False)
-        V.addmm_(torch.linalg.solve_triangular(pivot, V[:, gone].T, upper=False).T, across, alpha=-1)
-        H.addmm_(across.T, across, alpha=-1)
         alive[gone] = False
         order, energy = torch.cat([order, at[gone]]), torch.cat([energy, costs])
+        if left - size > k:
+            pivot = _pivot(H[gone][:, gone])
+            A = torch.linalg.solve_triangular(pivot, H[gone], upper=False)
+            Q = torch.linalg.solve_triangular(pivot, E[gone], upper=False)
+            inner = torch.linalg.solve_triangular(pivot, Q[:, gone].T, upper=False)
+            Q -= (inner / 2) @ A
+            H.addmm_(A.T, A, alpha=-1)
+            E.addmm_(torch.cat([Q, A]).T, torch.cat([A, Q]), alpha=-1)
     return Path(at[alive], order, energy, added=False)
 
 
@@ -185,43 +190,46 @@ def _pivot(A: Tensor) -> Tensor:
         level = max(10 * level, 8 * torch.finfo(A.dtype).eps)
 
 
-def greedy(R: Tensor, Y: Tensor, size: int, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The exact greedy among m candidates, one by one: forward on (R, Y), backward on (H, V), which sweep alike.
+def greedy(R: Tensor, A: Tensor, size: int, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The exact greedy among m candidates, one by one: forward on (R, YᵀY), backward on (H, VᵀV), which sweep alike.
 
     Sweeping unit j out takes R to R − l lᵀ, l = R_j / √R_jj, and Y to Y − g lᵀ, g = Y_j / √R_jj; so A = YᵀY
-    goes to A − w lᵀ − l wᵀ + γ l lᵀ with w = A_j / √R_jj, γ = A_jj / R_jj. Rows of R and A are brought up to date
+    goes to A − u lᵀ − l uᵀ with u = A_j / √R_jj − ½ γ l, γ = A_jj / R_jj. Rows of R and A are brought up to date
     only when they are needed. Too small and too sequential for a device: it runs on the host in float64.
 
     Args:
         R: residual covariance of the candidates, or H, (m, m).
-        Y: residual targets, or weights V, (p, m).
+        A: YᵀY of the residual targets, or VᵀV of the weights, (m, m).
         size: how many to choose.
         floor: forward: residual variances at or below it are rounding. None: backward, the cheapest goes.
 
     Returns:
         Chosen candidates in order, and A_jj / R_jj of each.
     """
-    m = R.shape[0]
-    r, a = R.double().cpu().numpy(), (Y.T @ Y).double().cpu().numpy()
+    m, worst = R.shape[0], np.inf if floor is None else -np.inf
+    r, a = R.double().cpu().numpy(), A.double().cpu().numpy()
     variance, energy = r.diagonal().copy(), a.diagonal().copy()
-    free = np.ones(m, dtype=bool)
     low = np.zeros(m) if floor is None else floor.double().cpu().numpy()
-    L, W, gamma = np.zeros((size, m)), np.zeros((size, m)), np.zeros(size)
+    both, crossed = np.zeros((2 * size, m)), np.zeros((2 * size, m))  # rows l and u in turn, and u and l
+    gamma = np.zeros(size)
     chosen: list[int] = []
     for i in range(min(size, m)):
-        open_to = free & (variance > low)
-        score = np.divide(energy, variance, out=np.full(m, -np.inf if floor is not None else np.inf), where=open_to)
+        score = np.divide(energy, variance, out=np.full(m, worst), where=variance > low)
         j = int(score.argmin() if floor is None else score.argmax())
-        if not open_to[j] or (floor is not None and score[j] <= 0):
+        if not variance[j] > low[j] or (floor is not None and score[j] <= 0):
             break
-        own, across = L[:i, j], W[:i, j] - gamma[:i] * L[:i, j]
-        row = r[j] - own @ L[:i]
+        known, one = both[: 2 * i], both[: 2 * i : 2]
+        row, line = r[j] - one[:, j] @ one, a[j] - crossed[: 2 * i, j] @ known
         root = np.sqrt(max(row[j], low[j], 1e-300))
-        L[i], W[i] = row / root, (a[j] - across @ L[:i] - own @ W[:i]) / root
-        gamma[i] = max(W[i, j] / root, 0.0)
-        variance -= L[i] ** 2
-        energy += L[i] * (gamma[i] * L[i] - 2 * W[i])
-        free[j] = False
+        row /= root
+        line /= root
+        gamma[i] = max(line[j] / root, 0.0)
+        line -= (0.5 * gamma[i]) * row
+        both[2 * i], both[2 * i + 1] = row, line
+        crossed[2 * i], crossed[2 * i + 1] = line, row
+        variance -= row * row
+        energy -= 2 * row * line
+        variance[j] = -np.inf  # it is in
         chosen.append(j)
     indices = torch.tensor(chosen, dtype=torch.int64, device=R.device)
-    return indices, torch.as_tensor(gamma[: len(chosen)]).to(Y)
+    return indices, torch.as_tensor(gamma[: len(chosen)]).to(R)
