@@ -18,7 +18,7 @@ from coreprune.errors import CheckpointError
 from coreprune.io.checkpoint import read_tensors, write_tensors
 from coreprune.io.directory import new_directory
 from coreprune.io.sidecar import read_json, write_json
-from coreprune.maths.layer import Coreset
+from coreprune.maths.layer import Coreset, Thin
 from coreprune.model.site import Shape, Site
 from coreprune.model.text import table
 from coreprune.surgery.edits import Add, Edit, Mix, Take, constant
@@ -78,7 +78,7 @@ class Cut:
                 edits.append(Add(reader.bias, vector))
             else:
                 assert coreset.offset is None or not bool(coreset.offset.any()), f"{self.site.name} takes no constant"
-            if coreset.mix.dim() == 1 and bool((coreset.mix == 1).all()):
+            if isinstance(coreset.mix, Tensor) and coreset.mix.dim() == 1 and bool((coreset.mix == 1).all()):
                 edits.append(Take(reader.weight, self.kept, units))
             else:
                 edits.append(Mix(reader.weight, coreset.mix, self.kept, units, reader.block))
@@ -216,7 +216,8 @@ class Plan:
             if first.incoming is not None and first.shift is not None:
                 tensors |= {f"{cut.site.name}/incoming": first.incoming, f"{cut.site.name}/shift": first.shift}
             for r, coreset in enumerate(cut.coresets):
-                tensors[f"{cut.site.name}/{r}/mix"] = coreset.mix
+                mix = coreset.mix
+                tensors[f"{cut.site.name}/{r}/mix"] = mix.dense() if isinstance(mix, Thin) else mix
                 if coreset.offset is not None:
                     tensors[f"{cut.site.name}/{r}/offset"] = coreset.offset
         return tensors

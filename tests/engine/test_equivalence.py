@@ -15,7 +15,7 @@ from coreprune.engine import double, equivalence
 from coreprune.engine.double import Double
 from coreprune.engine.equivalence import check, reconstructed, require
 from coreprune.errors import UnsupportedModelError
-from coreprune.maths.layer import Coreset
+from coreprune.maths.layer import Coreset, Thin
 from coreprune.model.capture import capture
 from coreprune.model.site import Inspection, Location, Reader, Site, Tap
 from coreprune.plan import Cut, Plan
@@ -225,6 +225,16 @@ def test_one_matrix_for_every_entry_of_a_unit_and_one_weight_for_every_unit():
     each = reconstructed(value, tap, Coreset(kept, w, t)).reshape(5, 3, 2, 2)
     assert torch.allclose(each, alone.reshape(5, 3, 2, 2) + t.reshape(3, 2, 1))
     assert torch.allclose(reconstructed(value, tap, Coreset(kept, w, t[:3])).reshape(5, 3, 4), alone + t[:3, None])
+
+
+def test_thin_weights_reconstruct_as_they_do_written_out():
+    tap = Tap(0, "n", "x", 1, torch.arange(10).reshape(5, 1, 2))
+    T = Thin(torch.tensor([1, 4]), normal(2, 1).double(), normal(1, 3).double())
+    value, t = normal(4, 12, 2).double(), normal(5).double()
+    found, expected = (reconstructed(value, tap, Coreset(KEPT, mix, t)) for mix in (T, T.dense()))
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    W = normal(7, 5).double()
+    assert torch.allclose(Coreset(KEPT, T).outgoing(W), W @ Coreset(KEPT, T).matrix(5), rtol=1e-12)
 
 
 # ---------------------------------------------------------------- equivalence

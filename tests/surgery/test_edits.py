@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import seeded
 
+from coreprune.maths.layer import Thin
 from coreprune.model.site import Location, Reader
 from coreprune.surgery import edits as module
 from coreprune.surgery.edits import Add, Mix, Take, constant, edited
@@ -163,7 +164,7 @@ def test_mix_computes_in_the_precision_of_T_and_rounds_once(dtype):
     T = random_(40, 7, seed=1)
     found = Mix(Location("w", 1), T)(W)
     assert found.dtype == dtype
-    assert torch.equal(found, (W.double() @ T).to(dtype))
+    assert torch.equal(found, (T.T @ W.double().T).T.to(dtype))  # as it is computed, so that no bit differs
 
 
 def test_mixes_of_two_axes_round_once():
@@ -316,6 +317,17 @@ def test_units_that_stay_are_added_and_not_multiplied(axis, block, share, whole)
     units = value.movedim(axis, 0).reshape(n * block, share, -1)
     expected = torch.einsum("ij,isr->jsr", T, units)
     torch.testing.assert_close(found.movedim(axis, 0).reshape(expected.shape), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("axis,share", [(0, 1), (1, 1), (1, 3)])
+def test_a_thin_matrix_mixes_as_it_does_written_out(axis, share):
+    kept, gone = torch.tensor([1, 2, 5]), torch.tensor([0, 3, 4])
+    T = Thin(gone, random_(3, 2), random_(2, 3, seed=1))
+    shape = [4, 4, 2]
+    shape[axis] = 6 * share
+    value, at = random_(*shape, seed=2), Location("w", axis, 0, share)
+    found, expected = (Mix(at, matrix, kept, 6)(value) for matrix in (T, T.dense()))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_units_that_lie_in_an_order_of_their_own_are_taken_one_by_one():

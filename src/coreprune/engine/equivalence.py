@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,7 +22,7 @@ from coreprune.engine.double import Double, wide
 from coreprune.engine.observe import run
 from coreprune.engine.probes import crops, fits, synthesise
 from coreprune.errors import CorepruneError, UnsupportedModelError
-from coreprune.maths.layer import Coreset
+from coreprune.maths.layer import Coreset, Thin
 from coreprune.model.capture import Arguments, Captured, capture, evaluating, first_line
 from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Tap
@@ -235,7 +235,7 @@ def reconstructed(value: Tensor, tap: Tap, coreset: Coreset) -> Tensor:
         coreset: T, (n·block, k·block), and t, (n·block,). With (n, k) and (n,) all entries of a unit share T.
     """
     n, block, _ = tap.entries.shape
-    sizes = {coreset.matrix(n).shape[0]} if coreset.mix.dim() > 1 else {n}
+    sizes = {coreset.mix.shape[0]} if coreset.mix.dim() > 1 else {n}
     sizes |= set() if coreset.offset is None else {coreset.offset.numel()}
     each = max(sizes) // n
     assert each in {1, block}, f"T of {max(sizes)} rows for {n} units with blocks of {block}"
@@ -257,18 +257,20 @@ def reconstructed(value: Tensor, tap: Tap, coreset: Coreset) -> Tensor:
         seen = source[at]
         left = seen[:, entries[kept].flatten()].reshape(len(rows), kept.numel() * each, -1)
         if mix.dim() > 1:
-            new = torch.einsum("ij,rjs->ris", mix, left) + offset
+            new = mix @ left + offset
         else:
             new = left.new_zeros(len(rows), n * each, left.shape[2])
-            new.unflatten(1, (n, each))[:, kept] = (left * mix[:, None]).unflatten(1, (-1, each))
+            new.unflatten(1, (n, each))[:, kept] = (left * cast("Tensor", mix)[:, None]).unflatten(1, (-1, each))
             new += offset
         seen[:, entries.flatten()] = new.flatten(1)
         target[at] = seen
     return result
 
 
-def _spread_out(mix: Tensor, n: int, each: int) -> Tensor:
+def _spread_out(mix: Tensor | Thin, n: int, each: int) -> Tensor | Thin:
     """T for `each` entries of a unit, where it is given for one."""
+    if isinstance(mix, Thin):
+        return mix
     if mix.dim() == 1:
         return mix.repeat_interleave(each)
     return mix if mix.shape[0] == n * each else torch.kron(mix, torch.eye(each, dtype=mix.dtype, device=mix.device))

@@ -37,7 +37,7 @@ __all__ = ["Survey", "cut_site", "decide_network", "surveyed"]
 #: tokens, or numbers, that gradients are taken of
 SENSED = 8192
 
-_DOUBLE = 1024  # entries of a site up to which everything is computed in float64
+_DOUBLE = 256  # entries of a site up to which everything is computed in float64
 
 
 @dataclass(frozen=True)

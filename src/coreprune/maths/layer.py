@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from coreprune.maths.activation import Activation
 from coreprune.maths.propagate import Law
 
-__all__ = ["Coreset", "Layer"]
+__all__ = ["Coreset", "Layer", "Thin"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,64 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Thin:
+    """T of which a kept unit stands for itself and the rows of all others are U K, of low rank: never written out.
+
+    Attributes:
+        gone: the units that are not kept, (n − k,) int64, ascending.
+        left: U, (n − k, r).
+        right: K, (r, k).
+
+    Example:
+        >>> T = Thin(torch.tensor([1]), torch.tensor([[2.0]]), torch.tensor([[3.0, 4.0]]))
+        >>> T.dense().tolist()
+        [[1.0, 0.0], [6.0, 8.0], [0.0, 1.0]]
+        >>> (T @ torch.tensor([1.0, 1.0])).tolist()
+        [1.0, 14.0, 1.0]
+    """
+
+    gone: Tensor
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, k)."""
+        return self.left.shape[0] + self.right.shape[1], self.right.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of both factors."""
+        return self.left.dtype
+
+    @property
+    def kept(self) -> Tensor:
+        """The units that are kept, (k,) bool over (n,)."""
+        return torch.ones(self.shape[0], dtype=torch.bool, device=self.gone.device).index_fill_(0, self.gone, False)
+
+    def dim(self) -> int:
+        """2, as a matrix has."""
+        return 2
+
+    def to(self, *args: Any) -> Thin:
+        """In another precision, or on another device."""
+        return Thin(self.gone.to(self.left.to(*args).device), self.left.to(*args), self.right.to(*args))
+
+    def dense(self) -> Tensor:
+        """T written out, (n, k)."""
+        return self @ torch.eye(self.shape[1], dtype=self.dtype, device=self.left.device)
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """T x, (…, n, m), for x of shape (…, k, m), or of shape (k,)."""
+        if x.dim() == 1:
+            return (self @ x[:, None])[:, 0]
+        result = x.new_empty(*x.shape[:-2], self.shape[0], x.shape[-1])
+        result[..., self.gone, :] = self.left @ (self.right @ x)
+        result[..., self.kept, :] = x
+        return result
+
+
+@dataclass(frozen=True)
 class Coreset:
     """k units that stand for n: unit j is replaced by Σ_s T_js · unit s + t_j.
 
@@ -80,7 +139,7 @@ class Coreset:
 
     Attributes:
         indices: S, the kept units, (k,) int64, ascending.
-        mix: T, (n, k); or (k,) where a kept unit stands for itself alone and T is diagonal on S.
+        mix: T, (n, k), which may be thin; or (k,) where a kept unit stands for itself alone and T is diagonal on S.
         offset: t, (n,); None where it is zero.
         incoming: Q, (n, k): the kept units' pre-activations are combinations Qᵀ a of the old ones;
             None where they are those of S. Then `indices` only names the units they started from.
@@ -93,7 +152,7 @@ class Coreset:
     """
 
     indices: Tensor
-    mix: Tensor
+    mix: Tensor | Thin
     offset: Tensor | None = None
     incoming: Tensor | None = None
     shift: Tensor | None = None
@@ -105,6 +164,8 @@ class Coreset:
 
     def matrix(self, n: int) -> Tensor:
         """T written out, (n, k)."""
+        if isinstance(self.mix, Thin):
+            return self.mix.dense()
         if self.mix.dim() == 2:
             return self.mix
         full = self.mix.new_zeros(n, self.units)
@@ -113,6 +174,8 @@ class Coreset:
 
     def outgoing(self, weight: Tensor) -> Tensor:
         """W' = W T, (p, k), for W of shape (p, n)."""
+        if isinstance(self.mix, Thin):
+            return weight[:, self.indices] + (weight[:, self.mix.gone] @ self.mix.left) @ self.mix.right
         return weight @ self.mix if self.mix.dim() == 2 else weight[:, self.indices] * self.mix
 
     def constant(self, weight: Tensor) -> Tensor:

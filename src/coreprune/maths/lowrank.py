@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from coreprune.maths.layer import Thin
 from coreprune.maths.reweight import RIDGE
 from coreprune.maths.select import Path, greedy
 
@@ -83,7 +84,7 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block
         >>> forward(G, torch.eye(3), 1).kept.tolist()
         [0]
     """
-    n, d, block = G.rest.numel(), G.rest + ridge, block or min(max(16, k // 8), 256)
+    d, block = G.rest + ridge, block or min(max(16, k // 8), 256)
     own, free = _squares(W), d > 0
     Z = G.factor.T.contiguous()
     P = Z @ W.T  # samples lie along rows here and below, as thin matrices are best multiplied from the left
@@ -94,7 +95,7 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block
         energy = d.square() * own + (torch.addmm(through * (2 * d), P @ P.T, Z) * Z).sum(0)
         score = torch.where(free, energy / (d + Z.square().sum(0)), -1.0)
         step = min(block, k - done)
-        best = torch.topk(score, min(step + max(16, step // 2), n - done)).indices
+        best = torch.topk(score, min(step + max(16, step // 2), int(free.sum()))).indices
         Z_best = Z[:, best]
         R = Z_best.T @ Z_best
         R.diagonal().add_(d[best])
@@ -115,37 +116,28 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block
     return Path(order.sort().values, order, gained, added=True)
 
 
-def replacement(G: LowRank, kept: Tensor, ridge: float | None = None) -> Tensor:
-    """T* = G[:,S] G[S,S]⁻¹, (n, k), with a ridge on the correlations as in `coreprune.maths.reweight`."""
+def replacement(G: LowRank, kept: Tensor, ridge: float | None = None) -> Thin:
+    """T* = G[:,S] G[S,S]⁻¹, with a ridge on the correlations as in `coreprune.maths.reweight`."""
     variance = G.diagonal()
     d = G.rest[kept] + (RIDGE[variance.dtype] if ridge is None else ridge) * variance[kept]
     safe = torch.where(variance[kept] > 0, d, 1.0)
     weighted = G.factor[kept] / safe[:, None]
-    T = G.factor @ torch.cholesky_solve(weighted.T, _core(G.factor[kept], safe))
-    T[kept] = torch.eye(kept.numel(), dtype=T.dtype, device=T.device)  # a kept unit is its own best replacement
-    return T
+    gone = torch.ones_like(variance, dtype=torch.bool).index_fill_(0, kept, False).nonzero()[:, 0]
+    return Thin(gone, G.factor[gone], torch.cholesky_solve(weighted.T, _core(G.factor[kept], safe)))
 
 
-def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor) -> float:
+def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor | Thin) -> float:
     """Tr W Cov(e) Wᵀ, e = h − T h_S, for any T, (n, k): what of e is common, and what is each unit's own."""
-    at = changed(T, kept)
-    W, T = W[:, at], T[at]
-    through = W @ (G.factor[at] - T @ G.factor[kept])
+    explained = T @ G.factor[kept]
+    at = T.gone if isinstance(T, Thin) else changed(T, kept)
+    W = W[:, at]
+    through = W @ (G.factor[at] - explained[at])
     own = torch.zeros_like(G.rest).index_copy_(0, at, _squares(W))
-    V = _product(W, T, G.factor[at])
+    V = (W @ T.left) @ T.right if isinstance(T, Thin) else W @ T[at]
     both = (at[:, None] == kept).nonzero()  # kept units that do not stand for themselves
     V[:, both[:, 1]] -= W[:, both[:, 0]]
     own[kept] = _squares(V)
     return float(through.square().sum() + own @ G.rest)
-
-
-def _product(W: Tensor, T: Tensor, U: Tensor) -> Tensor:
-    """W T, by way of U, (m, N), where T = U K for some K, as it is for the optimal T."""
-    if 4 * U.shape[1] < min(T.shape):
-        K: Tensor = torch.linalg.lstsq(U, T).solution
-        if float(torch.linalg.norm(torch.addmm(T, U, K, alpha=-1))) <= 1e-5 * float(torch.linalg.norm(T)):
-            return (W @ U) @ K
-    return W @ T
 
 
 def changed(T: Tensor, kept: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from coreprune.maths.activation import activation
 from coreprune.maths.blocks import backward_blocks
 from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import backwards, completed, goes_forward, replaced, select, varying
-from coreprune.maths.layer import Coreset, Layer
+from coreprune.maths.layer import Coreset, Layer, Thin
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.propagate import Law
 from coreprune.maths.reweight import RIDGE, solve
@@ -129,7 +129,7 @@ def pooled_energy(readings: Sequence[Reading]) -> float:
 
 def spread(coreset: Coreset, block: int) -> Coreset:
     """A coreset of units for a reader of b entries each: every entry is combined as its unit is."""
-    if block == 1 or coreset.mix.dim() == 1:
+    if block == 1 or coreset.mix.dim() == 1 or isinstance(coreset.mix, Thin):
         return coreset
     return replace(coreset, mix=torch.kron(coreset.mix, torch.eye(block, dtype=coreset.mix.dtype)))
 
@@ -203,8 +203,8 @@ def replace_for(reading: Reading, kept: Tensor, path: Path | None = None) -> Cor
     """
     G = reading.covariance
     if isinstance(G, LowRank) and reading.block == 1:
-        T = lowrank.replacement(G, kept)
-        return Coreset(kept, T, reading.mean - T @ reading.mean[kept] if reading.constant else None)
+        thin = lowrank.replacement(G, kept)
+        return Coreset(kept, thin, reading.mean - thin @ reading.mean[kept] if reading.constant else None)
     if path is not None and reading.block == 1:
         best = replaced(Law(reading.moments), path)
         return best if reading.constant else replace(best, offset=None)
@@ -228,14 +228,16 @@ def error(reading: Reading, coreset: Coreset) -> float:
     b, G, m = reading.block, reading.covariance, reading.mean
     entries = (coreset.indices[:, None] * b + torch.arange(b)).flatten()
     T = coreset.mix.to(m.dtype)
-    if T.dim() == 1:
+    if isinstance(T, Tensor) and T.dim() == 1:
+        each = T.repeat_interleave(b)
         T = m.new_zeros(m.numel(), entries.numel())
-        T[entries, torch.arange(entries.numel())] = coreset.mix.to(m.dtype).repeat_interleave(b)
+        T[entries, torch.arange(entries.numel())] = each
     gap = m - T @ m[entries]
     if coreset.offset is not None:
         gap = gap - coreset.offset.to(m.dtype)
     if isinstance(G, LowRank):
         return lowrank.residual(G, reading.matrix, entries, T) + float((reading.matrix @ gap).square().sum())
+    T = T.dense() if isinstance(T, Thin) else T
     changed = lowrank.changed(T, entries)
     T, X = T[changed], G[changed][:, entries]
     M, own = reading.gram[changed][:, changed], G[changed][:, changed]

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from coreprune.maths.layer import Thin
 from coreprune.model.site import Location, Reader
 from coreprune.surgery.mixing import Layout, Mixing, Where, places, selected
 
@@ -62,7 +63,7 @@ class Mix:
     """
 
     at: Location
-    matrix: Tensor
+    matrix: Tensor | Thin
     indices: Tensor | None = None
     units: int | None = None
     block: int = 1

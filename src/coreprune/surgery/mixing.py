@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from coreprune.maths.layer import Thin
 from coreprune.maths.lowrank import changed
 from coreprune.model.site import Location
 
@@ -30,7 +31,7 @@ class _Part(NamedTuple):
         own: positions of what is added to the combination: the units that stay, where each stands for itself.
     """
 
-    matrix: Tensor
+    matrix: Tensor | Thin
     source: Where
     goal: Where
     own: Where | None = None
@@ -63,12 +64,14 @@ class Mixing:
             matrix = part.matrix
             units = selected(old, axis, part.source).to(matrix.dtype).movedim(axis, 0)
             rest = units.shape[1:]
+            own = None if part.own is None else selected(old, axis, part.own).to(matrix.dtype).movedim(axis, 0)
+            if isinstance(matrix, Thin):
+                units, matrix = matrix.left.T @ units.reshape(len(matrix.left), -1), matrix.right
             if matrix.dim() == 1:
                 product = units.reshape(matrix.numel(), -1, *rest) * matrix.reshape(-1, *[1] * units.dim())
-            elif part.own is None:
+            elif own is None:
                 product = matrix.T @ units.reshape(matrix.shape[0], -1)
             else:
-                own = selected(old, axis, part.own).to(matrix.dtype).movedim(axis, 0)
                 product = torch.addmm(own.reshape(matrix.shape[1], -1), matrix.T, units.reshape(len(matrix), -1))
             _put(new, axis, part.goal, product.reshape(-1, *rest).movedim(0, axis))
 
@@ -120,14 +123,11 @@ class Layout:
             matrix, source, own = edit.matrix, goal if edit.matrix.dim() == 1 else entries.flatten(), None
             kept = (edit.places[:, None] * edit.block + torch.arange(edit.block)).flatten()
             if matrix.dim() == 2:
-                gone = changed(matrix, kept.to(matrix.device)).cpu()
-                if len(gone) and len(gone) + len(kept) == len(matrix):  # a unit that stays stands for itself
-                    each = source.reshape(len(matrix), -1)
-                    matrix, source, own = (
-                        matrix[gone],
-                        each[gone].flatten(),
-                        places(before[each[kept].flatten()], value),
-                    )
+                gone = (matrix.gone if isinstance(matrix, Thin) else changed(matrix, kept.to(matrix.device))).cpu()
+                if len(gone) and len(gone) + len(kept) == matrix.shape[0]:  # a unit that stays stands for itself
+                    each = source.reshape(matrix.shape[0], -1)
+                    matrix = matrix if isinstance(matrix, Thin) else matrix[gone]
+                    source, own = each[gone].flatten(), places(before[each[kept].flatten()], value)
             parts.append(_Part(matrix.to(value.device), places(before[source], value), places(after[goal], value), own))
         return Mixing(self.slots.numel(), (places(before[rest], value), places(after[rest], value)), tuple(parts))
 

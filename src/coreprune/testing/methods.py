@@ -164,7 +164,7 @@ def _outputs(layer: Layer, coreset: Coreset, x: Tensor) -> tuple[Tensor, Tensor]
     offset, incoming, shift = (
         None if value is None else value.double() for value in (coreset.offset, coreset.incoming, coreset.shift)
     )
-    exact = Coreset(coreset.indices, coreset.mix.double(), offset, incoming, shift)
+    exact = Coreset(coreset.indices, coreset.mix.to(torch.float64), offset, incoming, shift)
     return wide(x), exact.apply(wide, x)
 
 

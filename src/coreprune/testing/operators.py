@@ -180,6 +180,7 @@ def _replaced(module: nn.Module, plan: Plan) -> nn.Module:
     tensors = tensors_of(result)
     for cut in plan.cuts:
         for reader, coreset in zip(cut.site.readers, cut.coresets, strict=True):
+            assert isinstance(coreset.mix, Tensor), "the method draws units and mixes none"
             assert coreset.mix.dim() == 1, "the method draws units and mixes none"
             weight, entries = tensors[reader.weight.tensor], reader.weight.entries(cut.site.units)
             factor = weight.new_ones(weight.shape[reader.weight.axis])
