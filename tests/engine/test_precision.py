@@ -10,6 +10,7 @@ from coreprune.engine import precision
 from coreprune.engine.observe import run
 from coreprune.engine.precision import product, reduced
 from coreprune.model.capture import capture
+from coreprune.model.site import Tap
 from coreprune.model.tensors import tensors_of
 
 
@@ -31,7 +32,7 @@ class Small(nn.Module):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(precision, "_capable", lambda device: True)
+    monkeypatch.setattr(precision, "_capable", lambda device, images: True)
     torch.manual_seed(0)
     model, ids = Small().eval(), torch.randint(11, (4, 5))
     return model, ids, capture(model, (ids,))
@@ -58,9 +59,29 @@ def test_a_network_in_another_precision_is_left_as_it_is(small):
 
 def test_nothing_changes_without_the_instructions(small, monkeypatch):
     model, _, captured = small
-    monkeypatch.setattr(precision, "_capable", lambda device: False)
+    monkeypatch.setattr(precision, "_capable", lambda device, images: False)
     dense = tensors_of(model)
     assert reduced(captured, dense) is dense
+
+
+def test_images_stay_rounded_from_one_convolution_to_the_next(small):
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 4)
+    )
+    x = torch.randn(2, 3, 10, 10)
+    captured, dense = capture(net.eval(), (x,)), tensors_of(net)
+    held = reduced(captured, dense, images=True)
+    assert {name for name in dense if held[name].dtype is torch.bfloat16} == {"0.weight", "3.weight"}
+    seen = []
+    tap = next(n for n in captured.graph.graph.nodes if str(n.target).startswith("aten.max_pool2d"))
+    look = Tap(0, tap.name, tap.args[0].name, 1, torch.arange(8).reshape(8, 1, 1))
+    (exact,), (rounded,) = (
+        run(captured, tensors, ((x,), {}), taps=[look], hook=lambda _, value: seen.append(value.dtype))
+        for tensors in (dense, held)
+    )
+    assert seen == [torch.float32, torch.bfloat16]
+    assert rounded.dtype is torch.float32
+    assert 0 < float((rounded - exact).abs().max()) < 2**-6 * float(exact.abs().max())
 
 
 def test_other_operators_are_not_products():

@@ -17,9 +17,10 @@ from torch.utils import _pytree as pytree
 
 from coreprune.engine.inputs import forced, inputs
 from coreprune.engine.local import Request, generator_for
+from coreprune.engine.norms import normed
 from coreprune.engine.observe import Observed, moments
 from coreprune.engine.precision import reduced
-from coreprune.engine.probes import token_tables
+from coreprune.engine.probes import by_shape, token_tables
 from coreprune.engine.sensitivity import sensitivities
 from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset, Layer
@@ -190,7 +191,9 @@ def _seen(
     """Moments of every reader, with what errors cost the network where that is asked for."""
     first, own = found.graphs[0], forced(request.prior)
     text = bool(token_tables(first))
-    held = reduced(first, tensors) if text and not first.path else tensors
+    held = tensors
+    if not first.path and (text or (isinstance(request.prior, Gaussian) and by_shape(first) and not normed(first))):
+        held = reduced(first, tensors, images=not text)
     result = moments(found.graphs, held, taps, batches, batch_statistics=own, norms=request.norms, every=text)
     if request.costs and not first.path:
         few = _spaced(batches, SENSED)

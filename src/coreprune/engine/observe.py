@@ -277,8 +277,9 @@ class Moments(Stream):
 
     def _add(self, batch: Tensor) -> None:
         mean = batch.mean(0, dtype=torch.float64)
-        near = mean.to(batch.dtype)
-        centred = (batch - near).float()
+        kind = torch.promote_types(batch.dtype, torch.float32)
+        near = mean.to(kind)
+        centred = (batch.to(kind) - near).float()
         self._take(squared(centred), mean, len(batch), mean - near.double())
 
     def observed(self) -> Observed:

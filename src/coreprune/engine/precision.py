@@ -1,8 +1,9 @@
 """Observing in bfloat16, where the processor has instructions for it.
 
-The products of Linear layers take both operands in bfloat16 and sum up in float32; norms, attention, residual streams
-and all else stay in float32. Rounding adds about 2⁻⁹ of a unit's size to what is seen of it, as noise, far below what
-a sample of text leaves open. Moments are summed as ever.
+Text: the products of Linear layers take both operands in bfloat16 and sum up in float32; norms, attention, residual
+streams and all else stay in float32. Rounding adds about 2⁻⁹ of a unit's size to what is seen of it, as noise, far
+below what a sample of text leaves open. Noise through convolutions without norms: images stay in bfloat16 between them,
+as few of them say far less than that. Moments are summed as ever.
 """
 
 from __future__ import annotations
@@ -17,44 +18,60 @@ from coreprune.model.capture import Captured
 
 __all__ = ["product", "reduced"]
 
+#: operators that read images
+_CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.", "aten.conv3d.")
 #: operator → where its operands are: rows, matrix, and what is added
 _PRODUCTS = {"aten.linear.": (0, 1, 2), "aten.addmm.": (1, 2, 0), "aten.mm.": (0, 1, None)}
 
 
-def reduced(captured: Captured, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def reduced(captured: Captured, tensors: Mapping[str, Tensor], *, images: bool = False) -> Mapping[str, Tensor]:
     """The tensors with matrices that only Linear layers read in bfloat16; the graph's runner then calls `product`.
 
     They are as they were where there are no such instructions, or where not all are float32.
 
     Args:
         captured: the graph. tensors: parameters and buffers, by name; not changed.
+        images: kernels that only convolutions read, and not matrices.
     """
     held = [tensors[name] for name in captured.states.values()]
     kinds = {t.dtype for t in held if t.is_floating_point()}
-    if kinds != {torch.float32} or not _capable(held[0].device.type):
+    if kinds != {torch.float32} or not _capable(held[0].device.type, images):
         return tensors
     matrices: set[str | None] = set()
     others: set[str | None] = set()
     for node in captured.graph.graph.nodes:
         at = _operands(node.target)
-        matrix = node.args[at[1]] if at else None
+        matrix = node.args[at[1]] if at and not images else None
+        if images and str(node.target).startswith(_CONVOLUTIONS):
+            matrix = node.args[1]
         for read in node.all_input_nodes:
             (matrices if read is matrix else others).add(captured.states.get(read.name))
     return {**tensors, **{name: tensors[name].detach().to(torch.bfloat16) for name in matrices - others if name}}
 
 
 def product(operator: Any, args: Sequence[Any]) -> Tensor | None:
-    """The product of float32 rows and a bfloat16 matrix, in float32; None where an operator is something else.
+    """The product of rows and a bfloat16 matrix, in float32; None where an operator is something else.
+
+    Of images and a bfloat16 kernel in bfloat16.
 
     Example:
         >>> product(torch.ops.aten.linear.default, (torch.ones(1, 2), torch.ones(3, 2, dtype=torch.bfloat16))).dtype
         torch.float32
     """
+    if str(operator).startswith(_CONVOLUTIONS) and args[1].dtype is torch.bfloat16:
+        image: Tensor = operator(*(a.to(torch.bfloat16) if isinstance(a, Tensor) else a for a in args))
+        return image
     at = _operands(operator)
-    if at is None or args[at[1]].dtype is not torch.bfloat16 or args[at[0]].dtype is not torch.float32:
+    if at is None:
         return None
-    matrix = args[at[1]].T if at[0] == 0 and at[2] == 2 else args[at[1]]
-    result: Tensor = (args[at[0]].to(torch.bfloat16) @ matrix).float()
+    rows, matrix = args[at[0]], args[at[1]]
+    if rows.dtype is torch.bfloat16 and matrix.dtype is torch.float32:  # images that come to a Linear layer
+        result: Tensor = operator(*(a.float() if a is rows else a for a in args))
+        return result
+    if matrix.dtype is not torch.bfloat16 or rows.dtype is not torch.float32:
+        return None
+    matrix = matrix.T if at[0] == 0 and at[2] == 2 else matrix
+    result = (rows.to(torch.bfloat16) @ matrix).float()
     added = args[at[2]] if at[2] is not None and len(args) > at[2] else None
     return result if added is None else result + added
 
@@ -63,5 +80,7 @@ def _operands(operator: Any) -> tuple[int, int, int | None] | None:
     return next((at for start, at in _PRODUCTS.items() if str(operator).startswith(start)), None)
 
 
-def _capable(device: str) -> bool:
-    return device == "cuda" or (device == "cpu" and torch.cpu._is_amx_tile_supported())
+def _capable(device: str, images: bool) -> bool:
+    if device != "cpu":
+        return device == "cuda"
+    return torch.cpu._is_amx_tile_supported() or (images and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())

@@ -41,7 +41,7 @@ from coreprune.maths.streaming import squared
 
 __all__ = ["Reading", "choose", "energy", "error", "kept_of", "pooled_energy", "replace_for", "spread", "weighed"]
 
-_CHUNK = 2**24  # entries of W that are converted at a time
+_CHUNK = 2**22  # entries of W that are converted at a time
 
 
 @dataclass(frozen=True)
