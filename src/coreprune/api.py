@@ -25,7 +25,7 @@ from coreprune.model.capture import Arguments, rebuilt
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
-from coreprune.plan import Plan
+from coreprune.plan import Made, Plan
 from coreprune.planning import Wish, decided, radius_of
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
@@ -128,7 +128,7 @@ def plan(
         remove, units, budget, draws, method, prior, data, reweight, ignore, radius, kinds, uniform, round_to, capture,
         seed, progress,
     )  # fmt: skip
-    return decided(model, discover(model, example_inputs, capture), example_inputs, wish)
+    return decided(model, discover(model, example_inputs, capture), example_inputs, wish)[0]
 
 
 def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> Pruned:
@@ -163,11 +163,11 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: 
     if plan.recipe.get("inputs") is not None or example_inputs is not None:
         inputs = example_inputs if example_inputs is not None else rebuilt(plan.recipe["inputs"])
         found = discover(model, inputs, plan.recipe.get("capture", "auto"))
-    return _applied(model, plan, found, inplace)
+    return _applied(model, plan, Made(plan.cuts, tensors_of(model), plan.shifts), found, inplace)
 
 
-def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bool) -> Pruned:
-    """`apply` with the graphs at hand."""
+def _applied(model: nn.Module, plan: Plan, made: Made, found: Inspection | None, inplace: bool) -> Pruned:
+    """`apply` with the graphs at hand, and with what the plan makes of the tensors."""
     tensors = tensors_of(model)
     plan.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     attributes = tuple(follow(model, plan.cuts))
@@ -177,12 +177,10 @@ def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bo
         small = model if inplace else spared_copy(model, changed)
         install(small, changed, attributes)
         return Pruned(small, plan, *before, attributes)
-    exact = edited(plan.to(torch.float64).edits(tensors), tensors, dtype=torch.float64)
-    kinds = {name: tensors[name].dtype if name in tensors else next(iter(tensors.values())).dtype for name in exact}
-    changed = {name: tensor.to(kinds[name]) for name, tensor in exact.items()}
+    changed = made.rounded
     small = spared_copy(model, changed)
     install(small, changed, attributes)
-    require(model, small, found, plan, exact)
+    require(model, small, found, plan, made.exact)
     configuration = configured(model, small, plan)
     if inplace:
         install(model, changed, attributes)
@@ -225,7 +223,7 @@ def prune(
         seed, progress,
     )  # fmt: skip
     found = discover(model, example_inputs, capture)
-    return _applied(model, decided(model, found, example_inputs, wish), found, inplace)
+    return _applied(model, *decided(model, found, example_inputs, wish), found, inplace)
 
 
 def verify(

@@ -25,7 +25,7 @@ from coreprune.model.capture import described
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
-from coreprune.plan import Cut, Plan
+from coreprune.plan import Cut, Made, Plan
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import writes
@@ -66,8 +66,8 @@ class Wish:
         return automatic(model, found.graphs[0]) if found.graphs and needed else Gaussian()
 
 
-def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> Plan:
-    """The plan for a model whose sites are known.
+def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> tuple[Plan, Made]:
+    """The plan for a model whose sites are known, and what it makes of the tensors.
 
     Args:
         model: not changed. found: its sites. example_inputs: what they were found with. wish: what is asked.
@@ -95,9 +95,10 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
         cuts = decide_network(seen, tensors, kept, request, survey)
     cuts = tuple(_with_curve(cut, errors) for cut in cuts)
     shifts: dict[str, Tensor] = {}
+    made = Made(cuts, tensors)
     if corrected:
-        shifts = corrections(seen, tensors, cuts, inputs(seen.graphs[0], law, wish.seed), request.norms)
-    return Plan(cuts, _recipe(found, example_inputs, wish, law, drawn), found.shapes, shifts)
+        shifts = corrections(seen, tensors, made, inputs(seen.graphs[0], law, wish.seed), request.norms)
+    return Plan(cuts, _recipe(found, example_inputs, wish, law, drawn), found.shapes, shifts), made.shifted(shifts)
 
 
 def _observed(model: nn.Module, found: Inspection, wish: Wish) -> tuple[Gaussian | Data, Inspection]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from coreprune.errors import CheckpointError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
 from coreprune.model.discover import discover
 from coreprune.model.tensors import tensors_of
-from coreprune.plan import Cut
+from coreprune.plan import Cut, Made
 from coreprune.priors.gaussian import Gaussian
 from coreprune.surgery.edits import edited
 
@@ -128,7 +129,7 @@ def by_hand(model: nn.Module, x: Tensor, cuts: Iterable[Cut], prior: Gaussian | 
     """A plan out of cuts, with the corrections that belong to it."""
     found, tensors, made = discover(model, x), tensors_of(model), tuple(cuts)
     batches = inputs(found.graphs[0], prior or Gaussian(), 0)
-    return cp.Plan(made, {}, found.shapes, corrections(found, tensors, made, batches))
+    return cp.Plan(made, {}, found.shapes, corrections(found, tensors, Made(made, tensors), batches))
 
 
 def plain(plan: cp.Plan) -> cp.Plan:
@@ -332,6 +333,7 @@ def test_few_values_say_nothing():
     found, tensors = discover(model, x), tensors_of(model)
     cuts = cp.plan(model, x, units={"a": 4}, method="magnitude").cuts
     batch = ((x,), {})
+    cuts = Made(cuts, tensors)
     enough = -(-FEWEST // (len(x) * 36))
     assert corrections(found, tensors, cuts, [batch] * (enough - 1)) == {}
     assert corrections(found, tensors, cuts, [batch] * enough) != {}
@@ -492,7 +494,7 @@ def test_a_correction_that_gets_lost_on_the_way_is_told(monkeypatch):
     def forgets(edits, *args, **kwargs):
         return edited([e for e in edits if getattr(e, "tensor", "") != "norm3.running_var"], *args, **kwargs)
 
-    monkeypatch.setattr("coreprune.api.edited", forgets)
+    monkeypatch.setattr(sys.modules[Made.__module__], "edited", forgets)
     with pytest.raises(UnsupportedModelError, match="differ by"):
         cp.apply(model, plan)
 
@@ -508,7 +510,10 @@ def test_what_was_seen_while_observing_is_what_a_run_of_its_own_sees(name):
     for key, value in alone.items():
         assert torch.equal(plan.shifts[key], value)
     graph = found.graphs[0]
-    whole, own, kept = as_cut(plan.cuts, tensors), *_small(graph, tensors, plan.cuts, ["norm3.running_mean"])
+    whole, own, kept = (
+        as_cut(plan.cuts, tensors),
+        *_small(graph, tensors, Made(plan.cuts, tensors), ["norm3.running_mean"]),
+    )
     assert own["norm3.running_mean"].shape == kept["norm3.running_mean"].shape
     norms = [Norms(graph) for _ in range(2)]
     for given, one in zip(({**tensors, **whole}, own), norms, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from coreprune.errors import UnsupportedModelError
 from coreprune.maths.layer import Coreset, Thin
 from coreprune.model.capture import capture
 from coreprune.model.site import Inspection, Location, Reader, Site, Tap
-from coreprune.plan import Cut, Plan
+from coreprune.plan import Cut, Made, Plan
 from coreprune.surgery.edits import edited
 
 
@@ -573,7 +574,7 @@ def test_on_smaller_images_too_a_wrong_cut_is_told(monkeypatch):
     def wrong(*args, **kwargs):
         return {n: t * (1 + 1e-6) if n == "b.weight" else t for n, t in edited(*args, **kwargs).items()}
 
-    monkeypatch.setattr("coreprune.api.edited", wrong)
+    monkeypatch.setattr(sys.modules[Made.__module__], "edited", wrong)
     with pytest.raises(UnsupportedModelError, match="differ by"):
         cp.prune(model, x, units={"a": 5})
 

@@ -26,7 +26,7 @@ from coreprune.engine.observe import run
 from coreprune.engine.probes import by_shape
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection
-from coreprune.plan import Cut, Plan
+from coreprune.plan import Cut, Made
 from coreprune.surgery.edits import Take, edited
 
 __all__ = ["as_cut", "corrections"]
@@ -40,7 +40,7 @@ ROUNDING = 1e-5
 def corrections(
     found: Inspection,
     tensors: Mapping[str, Tensor],
-    cuts: Sequence[Cut],
+    made: Made,
     batches: Iterable[Arguments],
     dense: Norms | None = None,
 ) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ def corrections(
     Args:
         found: what was discovered.
         tensors: the dense network's, by name.
-        cuts: all that are made.
+        made: the cuts, and what they make of the tensors.
         batches: inputs of the whole network, at least one.
         dense: what the dense network's BatchNorms got of these very batches, if that was seen before.
 
@@ -58,10 +58,10 @@ def corrections(
     """
     captured = found.graphs[0]
     before, after = dense or Norms(captured), Norms(captured)
-    if captured.path or not after.every or not cuts or any(cut.coresets[0].incoming is not None for cut in cuts):
+    if captured.path or not after.every or not made.cuts or any(c.coresets[0].incoming is not None for c in made.cuts):
         return {}
     known = before.count(before.every[0]) > 0
-    small, kept = _small(captured, tensors, cuts, [norm.mean for norm in after.every])
+    small, kept = _small(captured, tensors, made, [norm.mean for norm in after.every])
     for arguments in batches:
         for given, norms in ((tensors, before), (small, after))[known:]:
             run(captured, given, arguments, batch_statistics=True, norms=norms, complete=False)
@@ -70,10 +70,10 @@ def corrections(
         if before.count(norm) < FEWEST:
             continue
         at, running = kept[norm.mean], tensors[norm.mean].detach().double().cpu()
-        made = small[norm.mean].double().cpu() - running[at]  # constants that the cut itself puts there
+        put = small[norm.mean].double().cpu() - running[at]  # constants that the cut itself puts there
         m, v = before.moments(norm)
         (m_cut, v_cut), spread = after.moments(norm), tensors[norm.variance].detach().double().cpu()
-        shift, change = _taken_over((m[at], v[at]), (m_cut - made, v_cut), spread[at])
+        shift, change = _taken_over((m[at], v[at]), (m_cut - put, v_cut), spread[at])
         for name, value in ((norm.mean, shift), (norm.variance, change)):
             if bool(value.any()):
                 result[name] = torch.zeros_like(spread).index_copy_(0, at, value)
@@ -81,16 +81,14 @@ def corrections(
 
 
 def _small(
-    captured: Captured, tensors: Mapping[str, Tensor], cuts: Sequence[Cut], means: Sequence[str]
+    captured: Captured, tensors: Mapping[str, Tensor], made: Made, means: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The cut tensors as the dense graph can be run on them, and which channels are left of each running mean."""
     every = {name: torch.arange(len(tensors[name])) for name in means}
     if not by_shape(captured):
-        return {**tensors, **as_cut(cuts, tensors)}, every
-    low = all(tensor.dtype == torch.float32 for tensor in tensors.values() if tensor.is_floating_point())
-    edits = Plan(tuple(cut.to(torch.float32) if low else cut for cut in cuts), {}, {}).edits(tensors)
-    takes = [edit for edit in edits if isinstance(edit, Take) and edit.tensor in every]
-    return {**tensors, **edited(edits, tensors)}, {**every, **edited(takes, every)}
+        return {**tensors, **as_cut(made.cuts, tensors)}, every
+    takes = [edit for cut in made.cuts for edit in cut.owning(every) if isinstance(edit, Take) and edit.tensor in every]
+    return {**tensors, **made.rounded}, {**every, **edited(takes, every)}
 
 
 def as_cut(cuts: Sequence[Cut], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

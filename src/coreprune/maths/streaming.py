@@ -77,7 +77,8 @@ def squared(A: Tensor) -> Tensor:
     """
     n = A.shape[1]
     if n < WIDE:
-        return A.T @ A
+        product = A.T @ A  # which need not be symmetric to the last bit
+        return (product + product.T) / 2
     result, half = A.new_empty(n, n), n // 2
     left, right = A[:, :half], A[:, half:]
     result[:half, :half], result[half:, half:] = squared(left), squared(right)
