@@ -13,10 +13,22 @@ from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset
 from coreprune.maths.lowrank import LowRank, about_zero, changed, forward, replacement, residual
 from coreprune.maths.propagate import Law
-from coreprune.maths.readers import Reading, choose, energy, error, pooled_energy, replace_for
+from coreprune.maths.readers import Reading, choose, energies, errors, pooled_energy, replace_for
 from coreprune.maths.reweight import replacement as dense_replacement
 from coreprune.maths.select import forward as dense_forward
 from coreprune.maths.shrink import shrunk
+
+
+def optimal(reading, kept, path=None):
+    return replace_for([reading], kept, path)[0]
+
+
+def error(reading, coreset):
+    return errors([reading], [coreset])[0]
+
+
+def energy(reading):
+    return energies([reading])[0]
 
 
 def normal(*shape, seed=0):
@@ -165,15 +177,13 @@ def test_readings_of_low_rank_say_what_the_matrices_say(readers, constant, monke
     assert pooled_energy(thin) == pytest.approx(pooled_energy(full), rel=1e-9)
     kept = choose(thin, 60, 20).kept
     for a, b in zip(thin, full, strict=True):
-        mine, theirs = replace_for(a, kept), replace_for(b, kept)
+        mine, theirs = optimal(a, kept), optimal(b, kept)
         assert energy(a) == pytest.approx(energy(b), rel=1e-9)
         assert torch.allclose(mine.matrix(60), theirs.mix, atol=1e-8)
         assert (mine.offset is None) == (theirs.offset is None) == (not constant)
         assert error(a, mine) == pytest.approx(error(b, mine), rel=1e-8)
         assert error(a, theirs) == pytest.approx(error(a, mine), rel=1e-6)
-    mine, theirs = (
-        sum(error(b, replace_for(b, S)) / energy(b) for b in full) for S in (kept, choose(full, 60, 20).kept)
-    )
+    mine, theirs = (sum(error(b, optimal(b, S)) / energy(b) for b in full) for S in (kept, choose(full, 60, 20).kept))
     assert mine == pytest.approx(theirs, rel=1e-3)
 
 
@@ -185,7 +195,7 @@ def test_units_that_do_not_vary_go_first():
     one = Reading(one.outgoing, one.mean, G)
     assert not {3, 11} & set(choose([one], 30, 28).kept.tolist())
     assert set(choose([one], 30, 29).kept.tolist()) > set(range(30)) - {3, 11}
-    found = replace_for(one, choose([one], 30, 20).kept)
+    found = optimal(one, choose([one], 30, 20).kept)
     T = found.matrix(30)
     assert torch.isfinite(T).all() and not T[[3, 11]].any()
     assert torch.allclose(found.offset[[3, 11]], one.mean[[3, 11]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -13,9 +14,21 @@ from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import select
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Law
-from coreprune.maths.readers import Reading, choose, energy, error, kept_of, replace_for
+from coreprune.maths.readers import Reading, choose, energies, errors, kept_of, replace_for
 
 N = 400
+
+
+def optimal(reading, kept, path=None):
+    return replace_for([reading], kept, path)[0]
+
+
+def error(reading, coreset):
+    return errors([reading], [coreset])[0]
+
+
+def energy(reading):
+    return energies([reading])[0]
 
 
 def normal(*shape, seed=0):
@@ -47,7 +60,26 @@ def entries(kept, b):
 def objective(readings, kept):
     """Σ_r of the error relative to the energy, each reader with its own best replacement."""
     kept = torch.as_tensor(kept)
-    return sum(error(r, replace_for(r, kept)) / energy(r) for r in readings)
+    return sum(error(r, optimal(r, kept)) / energy(r) for r in readings)
+
+
+def test_many_readers_at_once_are_each_as_alone():
+    """Of several sizes and kinds in turn, some with constants and weights of their own, and one that cannot be solved."""
+    plain, blocks, none = some(6, 1, 3)[2], some(6, 2, 2)[2], some(6, 1, 2, constant=False, seed=4)[2]
+    flat = replace(plain[0], covariance=torch.ones(6, 6).double())
+    every = [*plain, flat, *blocks, *none, plain[1]]
+    kept = torch.tensor([0, 2, 5])
+    together = replace_for(every, kept)
+    together[1] = Coreset(kept, normal(6, 3, seed=8), normal(6, seed=9))
+    together[2] = Coreset(kept, torch.tensor([1.0, 2.0, 0.5]).double())
+    found = errors(every, together)
+    assert len(found) == len(every)
+    for one, coreset, left in zip(every, together, found, strict=True):
+        assert left == pytest.approx(error(one, coreset), rel=1e-9, abs=1e-9)
+    for i in (0, 3, 4, 5, 6, 7, 8):
+        alone = optimal(every[i], kept)
+        assert torch.allclose(together[i].mix, alone.mix, atol=1e-10)
+        assert (alone.offset is None) == (together[i].offset is None)
 
 
 # ---------------------------------------------------------------- one replacement
@@ -58,7 +90,7 @@ def objective(readings, kept):
 def test_the_replacement_is_the_least_squares_solution_on_the_samples(b, constant):
     hs, _, (one,) = some(6, b, 1, constant)
     kept = torch.tensor([0, 2, 5])
-    found = replace_for(one, kept)
+    found = optimal(one, kept)
     X = hs[0][:, entries(kept, b)]
     if constant:
         X = torch.cat([X, torch.ones(N, 1, dtype=torch.float64)], 1)
@@ -78,7 +110,7 @@ def test_the_error_is_the_mean_square_over_the_samples(b, constant, kind):
     kept = torch.tensor([1, 3])
     at = entries(kept, b)
     if kind == "best":
-        coreset = replace_for(one, kept)
+        coreset = optimal(one, kept)
     elif kind == "any":
         coreset = Coreset(kept, normal(4 * b, 2 * b, seed=8), normal(4 * b, seed=9) if constant else None)
     else:
@@ -105,7 +137,7 @@ def test_the_energy_is_the_variance_of_the_output():
 def test_keeping_everything_changes_nothing(b, constant):
     _, _, readings = some(4, b, 2, constant)
     for one in readings:
-        found = replace_for(one, torch.arange(4))
+        found = optimal(one, torch.arange(4))
         assert torch.equal(found.mix, torch.eye(4 * b, dtype=torch.float64))
         assert error(one, found) <= 1e-12 * energy(one)
         assert found.offset is None or float(found.offset.abs().max()) < 1e-12
@@ -114,7 +146,7 @@ def test_keeping_everything_changes_nothing(b, constant):
 
 def test_a_kept_unit_stands_for_itself():
     _, _, (one,) = some(5, 2, 1)
-    found = replace_for(one, torch.tensor([1, 4]))
+    found = optimal(one, torch.tensor([1, 4]))
     assert torch.equal(found.mix[entries([1, 4], 2)], torch.eye(4, dtype=torch.float64))
 
 
@@ -160,7 +192,7 @@ def test_every_reader_counts_alike_whatever_its_scale():
 @pytest.mark.parametrize("constant", [True, False])
 def test_each_reader_gets_a_replacement_of_its_own(constant):
     _, _, readings = some(5, 1, 2, constant)
-    a, b = (replace_for(one, torch.tensor([0, 1])) for one in readings)
+    a, b = (optimal(one, torch.tensor([0, 1])) for one in readings)
     assert not torch.allclose(a.mix, b.mix, atol=0.01)
     for one, own, other in ((readings[0], a, b), (readings[1], b, a)):
         assert error(one, own) < error(one, other)
@@ -170,7 +202,7 @@ def test_readers_with_blocks_of_different_sizes_agree_on_units():
     plain, (wide,) = some(5, 1, 1)[2], some(5, 3, 1, seed=3)[2]
     path = choose([*plain, wide], 5, 2)
     assert path.kept.numel() == 2 and sorted({*path.kept.tolist(), *path.order.tolist()}) == list(range(5))
-    assert replace_for(wide, path.kept).mix.shape == (15, 6) and replace_for(plain[0], path.kept).mix.shape == (5, 2)
+    assert optimal(wide, path.kept).mix.shape == (15, 6) and optimal(plain[0], path.kept).mix.shape == (5, 2)
 
 
 def dead_and_double(b=1):

@@ -25,7 +25,17 @@ from coreprune.engine.sensitivity import sensitivities
 from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.lowrank import about_zero
-from coreprune.maths.readers import Reading, choose, energy, error, kept_of, pooled_energy, replace_for, spread, weighed
+from coreprune.maths.readers import (
+    Reading,
+    choose,
+    energies,
+    errors,
+    kept_of,
+    pooled_energy,
+    replace_for,
+    spread,
+    weighed,
+)
 from coreprune.maths.select import Path
 from coreprune.maths.shrink import shrunk
 from coreprune.model.capture import Arguments, first_line
@@ -127,7 +137,7 @@ def cut_site(
         path = choose(by, site.units, keep) if ranked is None else ranked
         kept = path.kept if ranked is None else kept_of(path, site.units, keep)
         own = path if len(readings) == 1 and ranked is None else None
-        coresets = tuple(replace_for(reading, kept, own) for reading in readings)
+        coresets = tuple(replace_for(readings, kept, own))
     else:
         layer = _layer(site, makers, tensors, request.radius)
         if request.method.law:
@@ -141,22 +151,21 @@ def cut_site(
                 f"method={request.method.name!r} merges units, which {site.name} ({site.kind}) does not allow: "
                 "use method='kernel'"
             )
-        coresets = tuple(
-            replace_for(reading, chosen.indices) if request.reweight else spread(chosen, reading.block)
-            for reading in readings
-        )
+        if request.reweight:
+            coresets = tuple(replace_for(readings, chosen.indices))
+        else:
+            coresets = tuple(spread(chosen, reading.block) for reading in readings)
     return Cut(site, coresets, _evidence(readings, coresets))
 
 
 def _evidence(readings: list[Reading], coresets: tuple[Coreset, ...]) -> dict[str, Any]:
     """The error of the readers' outputs under what was observed, relative to their energies."""
-    errors = [error(reading, coreset) for reading, coreset in zip(readings, coresets, strict=True)]
-    energies = [energy(reading) for reading in readings]
-    share = [e / total if total > 0 else 0.0 for e, total in zip(errors, energies, strict=True)]
+    left, totals = errors(readings, coresets), energies(readings)
+    share = [e / total if total > 0 else 0.0 for e, total in zip(left, totals, strict=True)]
     return {
         "relative_error": (sum(share) / max(len(share), 1)) ** 0.5,
-        "mean_square": sum(errors),
-        "output_variance": sum(energies),
+        "mean_square": sum(left),
+        "output_variance": sum(totals),
         "domain": "inputs as observed",
         "radius": None,
     }

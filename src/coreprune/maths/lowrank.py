@@ -141,9 +141,11 @@ def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor | Thin) -> float:
 
 
 def changed(T: Tensor, kept: Tensor) -> Tensor:
-    """Units that do not stand for themselves: rows of T, (n, k), other than those of the identity."""
-    own = torch.zeros(T.shape[0], dtype=torch.bool, device=T.device)
-    own[kept] = (T[kept].diagonal() == 1) & (T[kept].count_nonzero(1) == 1)
+    """Units that do not stand for themselves, in one T at least of (…, n, k): rows other than those of the identity."""
+    own = torch.zeros(T.shape[-2], dtype=torch.bool, device=T.device)
+    rows = T[..., kept, :]
+    each = (rows.diagonal(dim1=-2, dim2=-1) == 1) & (rows.count_nonzero(-1) == 1)
+    own[kept] = each.reshape(-1, kept.numel()).all(0)
     return (~own).nonzero()[:, 0]
 
 

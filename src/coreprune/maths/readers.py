@@ -19,10 +19,11 @@ Source: 01-maths §3; 02-architecture, decision 5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
+from itertools import groupby
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,8 +40,10 @@ from coreprune.maths.reweight import RIDGE, solve
 from coreprune.maths.select import Path
 from coreprune.maths.streaming import squared
 
-__all__ = ["Reading", "choose", "energy", "error", "kept_of", "pooled_energy", "replace_for", "spread", "weighed"]
+__all__ = ["Reading", "choose", "energies", "errors", "kept_of", "pooled_energy", "replace_for", "spread", "weighed"]
 
+#: entries of a reader up to which several are worked on together
+TOGETHER = 256
 _CHUNK = 2**22  # entries of W that are converted at a time
 
 
@@ -112,9 +115,9 @@ def weighed(reading: Reading, M: Tensor) -> Reading:
     return replace(reading, outgoing=A, cost=True)
 
 
-def energy(reading: Reading) -> float:
-    """E‖W(h − E h)‖² = tr M G."""
-    return reading.energy
+def energies(readings: Sequence[Reading]) -> list[float]:
+    """E‖W(h − E h)‖² = tr M G of each."""
+    return [reading.energy for reading in readings]
 
 
 def pooled_energy(readings: Sequence[Reading]) -> float:
@@ -191,58 +194,113 @@ def kept_of(path: Path, units: int, keep: int) -> Tensor:
     return left if left.numel() == keep else left[:keep]
 
 
-def replace_for(reading: Reading, kept: Tensor, path: Path | None = None) -> Coreset:
-    """The optimal replacement for one reader, given the units that stay.
+def replace_for(readings: Sequence[Reading], kept: Tensor, path: Path | None = None) -> list[Coreset]:
+    """The optimal replacement for each reader, given the units that stay.
 
     Args:
-        reading: of n units with b entries each. kept: S, (k,).
-        path: that led to S for this reader alone; what it left behind is used.
+        readings: of n units with b entries each. kept: S, (k,).
+        path: that led to S for one reader alone; what it left behind is used.
 
     Returns:
         Indices S with T, (n·b, k·b), and t, (n·b,), or no t where there is no place for it.
     """
-    G = reading.covariance
-    if isinstance(G, LowRank) and reading.block == 1:
-        thin = lowrank.replacement(G, kept)
-        return Coreset(kept, thin, reading.mean - thin @ reading.mean[kept] if reading.constant else None)
-    if path is not None and reading.block == 1:
-        best = replaced(Law(reading.moments), path)
-        return best if reading.constant else replace(best, offset=None)
-    entries = (kept[:, None] * reading.block + torch.arange(reading.block)).flatten()
-    m, G = reading.mean, reading.moments.covariance
-    gone = torch.ones(m.numel(), dtype=torch.bool).index_fill_(0, entries, False)
-    X = G[:, entries]
-    T = m.new_zeros(m.numel(), entries.numel())
-    T[gone] = solve(X[entries], X[gone])
-    T[entries, torch.arange(entries.numel())] = 1  # a kept unit is its own best replacement, exactly
-    return Coreset(kept, T, m - T @ m[entries] if reading.constant else None)
+    found: list[Coreset] = []
+    for part in _alike(readings):
+        b, G = part[0].block, part[0].covariance
+        if isinstance(G, LowRank) and b == 1:
+            mixes: Sequence[Tensor | Thin] = [lowrank.replacement(G, kept)]
+        elif path is not None and b == 1:
+            mixes = [replaced(Law(part[0].moments), path).mix]
+        else:
+            mixes = list(_optimal(part, _entries(kept, b)).unbind())
+        for reading, T in zip(part, mixes, strict=True):
+            m = reading.mean
+            found.append(Coreset(kept, T, m - T @ m[_entries(kept, b)] if reading.constant else None))
+    return found
 
 
-def error(reading: Reading, coreset: Coreset) -> float:
-    """E‖y − ŷ‖² = tr M Cov(e) + gᵀ M g, e = h − T h_S, g = m − T m_S − t, for any T and t.
+def _optimal(readings: Sequence[Reading], entries: Tensor) -> Tensor:
+    """T of readers that are alike, (R, n·b, k·b), for the entries of the kept units."""
+    G = _stacked([reading.moments.covariance for reading in readings])
+    gone = torch.ones(G.shape[1], dtype=torch.bool).index_fill_(0, entries, False)
+    X = G[:, :, entries]
+    T = torch.zeros_like(X)
+    T[:, gone] = solve(X[:, entries], X[:, gone])
+    T[:, entries, torch.arange(entries.numel())] = 1  # a kept unit is its own best replacement, exactly
+    return T
+
+
+def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[float]:
+    """E‖y − ŷ‖² = tr M Cov(e) + gᵀ M g of each, e = h − T h_S, g = m − T m_S − t, for any T and t on the same S.
 
     e is zero for units that stand for themselves. Of the others, with X their covariance with S,
 
         tr M Cov(e) = tr M G − ⟨M T, 2X − T G_SS⟩.
     """
-    b, G, m = reading.block, reading.covariance, reading.mean
-    entries = (coreset.indices[:, None] * b + torch.arange(b)).flatten()
-    T = coreset.mix.to(m.dtype)
-    if isinstance(T, Tensor) and T.dim() == 1:
-        each = T.repeat_interleave(b)
-        T = m.new_zeros(m.numel(), entries.numel())
-        T[entries, torch.arange(entries.numel())] = each
+    found: list[float] = []
+    for part in _alike(readings):
+        mixed = coresets[len(found) : len(found) + len(part)]
+        G, entries = part[0].covariance, _entries(mixed[0].indices, part[0].block)
+        if isinstance(G, LowRank):
+            found.append(_thin_error(part[0], mixed[0], entries))
+            continue
+        m = _stacked([reading.mean for reading in part])
+        T = _stacked([_written_out(coreset, reading, entries) for coreset, reading in zip(mixed, part, strict=True)])
+        gap = m - (T @ m[:, entries, None])[:, :, 0]
+        gap -= _stacked([m[0] * 0 if one.offset is None else one.offset.to(m.dtype) for one in mixed])
+        G, M = (_stacked(list(each)) for each in zip(*((r.moments.covariance, r.gram) for r in part), strict=True))
+        outside = torch.einsum("ri,rij,rj->r", gap, M, gap)
+        at = lowrank.changed(T, entries)
+        T, X, inner = T[:, at], G[:, at][:, :, entries], G[:, entries][:, :, entries]
+        M, own = M[:, at][:, :, at], G[:, at][:, :, at]
+        explained = _inners(M @ T, 2 * X - T @ inner)
+        found += ((_inners(M, own) - explained).clamp(min=0) + outside).tolist()
+    return found
+
+
+def _thin_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
+    """The same where samples are few."""
+    G, m, W = cast(LowRank, reading.covariance), reading.mean, reading.matrix
+    thin = isinstance(coreset.mix, Thin) and reading.block == 1
+    T = cast(Thin, coreset.mix).to(m.dtype) if thin else _written_out(coreset, reading, entries)
     gap = m - T @ m[entries]
     if coreset.offset is not None:
         gap = gap - coreset.offset.to(m.dtype)
-    if isinstance(G, LowRank):
-        return lowrank.residual(G, reading.matrix, entries, T) + float((reading.matrix @ gap).square().sum())
-    T = T.dense() if isinstance(T, Thin) else T
-    changed = lowrank.changed(T, entries)
-    T, X = T[changed], G[changed][:, entries]
-    M, own = reading.gram[changed][:, changed], G[changed][:, changed]
-    explained = _inner(M @ T, 2 * X - T @ G[entries][:, entries])
-    return max(_inner(M, own) - explained, 0.0) + float(gap @ reading.gram @ gap)
+    return lowrank.residual(G, W, entries, T) + float((W @ gap).square().sum())
+
+
+def _written_out(coreset: Coreset, reading: Reading, entries: Tensor) -> Tensor:
+    """T, (n·b, k·b)."""
+    T = coreset.mix.to(reading.mean.dtype)
+    if isinstance(T, Thin):
+        return T.dense()
+    if T.dim() == 1:
+        each = T.repeat_interleave(reading.block)
+        T = each.new_zeros(reading.mean.numel(), entries.numel())
+        T[entries, torch.arange(entries.numel())] = each
+    return T
+
+
+def _entries(kept: Tensor, block: int) -> Tensor:
+    """The entries of units, (k·b,)."""
+    return (kept[:, None] * block + torch.arange(block)).flatten()
+
+
+def _alike(readings: Sequence[Reading]) -> Iterator[Sequence[Reading]]:
+    """Readers that follow each other and can be worked on together: small ones of one block, size and precision."""
+
+    def kind(at: int) -> Any:
+        one = readings[at]
+        many = isinstance(one.covariance, LowRank) or one.mean.numel() > TOGETHER
+        return (at if many else -1, one.block, one.mean.shape, one.mean.dtype)
+
+    for _, part in groupby(range(len(readings)), kind):
+        yield [readings[at] for at in part]
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """Several tensors as one, without a copy if it is one."""
+    return values[0][None] if len(values) == 1 else torch.stack(list(values))
 
 
 def _thin(readings: Sequence[Reading]) -> bool:
@@ -255,8 +313,8 @@ def _shares(readings: Sequence[Reading]) -> list[tuple[float, float]]:
     if len(readings) == 1:
         return [(1.0, 1.0)]
     scales = [max(float(reading.covariance.diagonal().mean()), 1e-30) for reading in readings]
-    energies = [1.0 if reading.cost else max(energy(reading), 1e-30) for reading in readings]
-    return [(s * len(readings), e / s) for s, e in zip(scales, energies, strict=True)]
+    totals = [1.0 if reading.cost else max(reading.energy, 1e-30) for reading in readings]
+    return [(s * len(readings), e / s) for s, e in zip(scales, totals, strict=True)]
 
 
 def _pooled(readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
@@ -288,6 +346,11 @@ def _pooled_thin(readings: Sequence[Reading]) -> tuple[Tensor, LowRank, Tensor]:
 def _inner(A: Tensor, B: Tensor) -> float:
     """Tr Aᵀ B."""
     return float(torch.dot(A.flatten(), B.flatten()))
+
+
+def _inners(A: Tensor, B: Tensor) -> Tensor:
+    """Tr Aᵀ B of each, (R,), for A and B of shape (R, …)."""
+    return (A.flatten(1) * B.flatten(1)).sum(1)
 
 
 def _by_unit(reading: Reading, units: int) -> Reading:

@@ -31,11 +31,11 @@ RIDGE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def solve(G: Tensor, B: Tensor, ridge: float | None = None) -> Tensor:
-    """B G⁻¹ for a covariance G that may be singular, (m, k).
+    """B G⁻¹ for a covariance G that may be singular, (m, k), or for several at once.
 
     Args:
-        G: (k, k), positive semi-definite.
-        B: (m, k).
+        G: (…, k, k), positive semi-definite.
+        B: (…, m, k).
         ridge: added to the diagonal of the correlations; the default suits the precision. It is raised
             tenfold until the factorisation succeeds.
 
@@ -44,22 +44,23 @@ def solve(G: Tensor, B: Tensor, ridge: float | None = None) -> Tensor:
         >>> (torch.ones(1, 2, dtype=torch.float64) @ solve(G, G).T).round(decimals=6).tolist()
         [[1.0, 1.0]]
     """
-    variance = G.diagonal()
-    scale = torch.where(variance > 0, variance.clamp(min=1e-300).rsqrt(), 0.0)
-    R = G * scale[:, None] * scale
+    variance = G.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(variance > 0, variance.clamp(min=1e-300).rsqrt(), 0.0)[..., None, :]
+    R = G * scale.mT * scale
     factor = factored(R, RIDGE[G.dtype] if ridge is None else ridge)
-    return torch.cholesky_solve((B * scale).T, factor).T * scale
+    return torch.cholesky_solve((B * scale).mT, factor).mT * scale
 
 
 def factored(R: Tensor, ridge: float) -> Tensor:
-    """L with L Lᵀ = R + ridge·I for correlations R, whose diagonal is set; the ridge is raised until it succeeds."""
-    while True:
-        R.diagonal().fill_(1 + ridge)
-        L, failed = torch.linalg.cholesky_ex(R)
-        if not failed or ridge > 1:
-            result: Tensor = L
-            return result
+    """L with L Lᵀ = R + ridge·I for correlations R, (…, k, k), whose diagonal is set; raised until it succeeds."""
+    R.diagonal(dim1=-2, dim2=-1).fill_(1 + ridge)
+    L, failed = torch.linalg.cholesky_ex(R)
+    while bool(failed.any()) and ridge <= 1:
         ridge = max(10 * ridge, RIDGE[R.dtype])
+        R.diagonal(dim1=-2, dim2=-1)[failed > 0] = 1 + ridge
+        L, failed = torch.linalg.cholesky_ex(R)
+    result: Tensor = L
+    return result
 
 
 def replacement(law: Law, coreset: Coreset, *, ridge: float | None = None) -> Coreset:
