@@ -247,24 +247,19 @@ def reconstructed(value: Tensor, tap: Tap, coreset: Coreset) -> Tensor:
     if isinstance(offset, Tensor) and offset.numel() < n * each:
         offset = offset.repeat_interleave(each, 0)
 
-    result = value.clone()
-    axis = tap.axis % value.dim() + 1
-    source, target = (v.unsqueeze(0).movedim(axis, -1) for v in (value, result))
-    lead = source.shape[:-1]
-    step = max(1, PIECE // source.shape[-1])
-    for rows in torch.arange(lead.numel(), device=device).split(step):
-        at = torch.unravel_index(rows, lead)
-        seen = source[at]
-        left = seen[:, entries[kept].flatten()].reshape(len(rows), kept.numel() * each, -1)
+    at, places = entries.flatten(), entries[kept].flatten()
+    result = value.movedim(tap.axis, 0).clone(memory_format=torch.contiguous_format)
+    columns = result.reshape(len(result), -1)
+    for piece in columns.split(max(1, PIECE // len(result)), 1):
+        left = piece[places].reshape(kept.numel() * each, -1)
         if mix.dim() > 1:
             new = mix @ left + offset
         else:
-            new = left.new_zeros(len(rows), n * each, left.shape[2])
-            new.unflatten(1, (n, each))[:, kept] = (left * cast("Tensor", mix)[:, None]).unflatten(1, (-1, each))
+            new = left.new_zeros(n * each, left.shape[1])
+            new.unflatten(0, (n, each))[kept] = (left * cast("Tensor", mix)[:, None]).unflatten(0, (-1, each))
             new += offset
-        seen[:, entries.flatten()] = new.flatten(1)
-        target[at] = seen
-    return result
+        piece[at] = new.reshape(at.numel(), -1)
+    return torch.empty_like(value).copy_(result.movedim(0, tap.axis))
 
 
 def _spread_out(mix: Tensor | Thin, n: int, each: int) -> Tensor | Thin:

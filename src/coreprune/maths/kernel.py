@@ -21,7 +21,7 @@ from coreprune.errors import InvalidInputError
 from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Law
-from coreprune.maths.reweight import RIDGE, replacement
+from coreprune.maths.reweight import RIDGE, factored, replacement
 from coreprune.maths.select import Path, dropped, forward
 from coreprune.maths.streaming import squared
 
@@ -100,8 +100,7 @@ def backwards(moments: Moments, M: Tensor, units: int, cross: Tensor | None = No
         return _all_that_vary(constant, units, G.dtype)
     scale = G.diagonal()[live].rsqrt()
     R = _between(G, live).mul_(scale[:, None]).mul_(scale)
-    R.diagonal().fill_(1 + RIDGE[G.dtype])
-    H = torch.cholesky_inverse(torch.linalg.cholesky(R))
+    H = torch.cholesky_inverse(factored(R, RIDGE[G.dtype]))
     if cross is None:
         E = _between(M, live).div_(scale[:, None]).div_(scale)
     else:
