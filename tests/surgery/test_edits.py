@@ -127,6 +127,21 @@ def test_several_sites_on_one_axis_speak_of_the_dense_tensor(rank):
         torch.testing.assert_close(edited(order, {"w": value})["w"], expected, rtol=1e-13, atol=1e-13)
 
 
+def test_axes_that_are_cut_alike_are_cut_each_on_its_own():
+    """The same Takes on two vectors and on a matrix that is mixed along the other axis, and other units on a third."""
+    kept, other = torch.tensor([1, 3]), torch.tensor([0, 2])
+    T = random_(5, 2, seed=3)
+    tensors = {"a": random_(9), "w": random_(9, 9, seed=1), "b": random_(9, seed=2), "c": random_(9, seed=4)}
+    taking = [Take(Location(name, 0, 2), kept, 4) for name in "awb"]
+    found = edited([*taking, Mix(Location("w", 1, 1), T, kept, 5), Take(Location("c", 0, 2), other, 4)], tensors)
+    left = torch.tensor([0, 1, 3, 5, 6, 7, 8])
+    for name in "ab":
+        assert torch.equal(found[name], tensors[name][left])
+    assert torch.equal(found["c"], tensors["c"][[0, 1, 2, 4, 6, 7, 8]])
+    mixed = edited([Mix(Location("w", 1, 1), T, kept, 5)], {"w": tensors["w"][left]})["w"]
+    assert torch.allclose(found["w"], mixed, rtol=1e-12)
+
+
 def test_parts_of_a_fused_projection_belong_to_one_site():
     """Queries, keys and values of two of three heads."""
     qkv = torch.arange(18.0).reshape(18, 1)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from coreprune.model.site import Location, Reader
 from coreprune.surgery.mixing import Layout, Mixing, Where, places, selected
 
 __all__ = ["Add", "Edit", "Mix", "Take", "constant", "edited"]
+
+#: Takes of whole axes → positions to select, and what the axis is like then
+Known = dict[tuple[Any, ...], tuple[Where, Layout]]
 
 CHUNK = 2**20  # entries that are computed on at a time
 
@@ -143,7 +146,8 @@ def edited(
     lists: dict[str, list[Edit]] = {}
     for edit in edits:
         lists.setdefault(edit.tensor, []).append(edit)
-    return {name: _carried_out(name, many, tensors, dtype) for name, many in lists.items()}
+    known: Known = {}
+    return {name: _carried_out(name, many, tensors, dtype, known) for name, many in lists.items()}
 
 
 def constant(weight: Tensor, reader: Reader, offset: Tensor, units: int) -> Tensor:
@@ -173,7 +177,9 @@ def constant(weight: Tensor, reader: Reader, offset: Tensor, units: int) -> Tens
 # ---------------------------------------------------------------- one tensor
 
 
-def _carried_out(name: str, edits: Sequence[Edit], tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+def _carried_out(
+    name: str, edits: Sequence[Edit], tensors: Mapping[str, Tensor], dtype: torch.dtype | None, known: Known
+) -> Tensor:
     """All edits of one tensor. Constants come first or last, and what lies between is done in one go."""
     value = tensors[name].detach() if name in tensors else None
     like = value if value is not None else tensors.get(name.removesuffix("bias") + "weight")
@@ -189,12 +195,14 @@ def _carried_out(name: str, edits: Sequence[Edit], tensors: Mapping[str, Tensor]
                 value = cast(Add, add)(value, alive.get(0))
         else:
             assert value is not None
-            value = _cut(value, cast("list[Take | Mix]", run), alive, goal if i == len(runs) - 1 else None)
+            value = _cut(value, cast("list[Take | Mix]", run), alive, goal if i == len(runs) - 1 else None, known)
     assert value is not None
     return value.to(goal).to(like.device if like is not None else value.device).contiguous()
 
 
-def _cut(value: Tensor, edits: Sequence[Take | Mix], alive: dict[int, Tensor], goal: torch.dtype | None) -> Tensor:
+def _cut(
+    value: Tensor, edits: Sequence[Take | Mix], alive: dict[int, Tensor], goal: torch.dtype | None, known: Known
+) -> Tensor:
     """Takes and Mixes of one tensor: first every Take, as it makes the rest cheaper, then axis by axis the Mixes.
 
     Args:
@@ -202,13 +210,14 @@ def _cut(value: Tensor, edits: Sequence[Take | Mix], alive: dict[int, Tensor], g
         edits: on any of its axes.
         alive: for every axis that was cut before, the dense entries that are left; brought up to date.
         goal: what to round to; None to leave the result as it was computed.
+        known: what Takes came to on axes before this one; added to.
     """
     takes: dict[int, Where] = {}
     mixings: dict[int, Mixing] = {}
     for axis in dict.fromkeys(edit.at.axis for edit in edits):
         here = [edit for edit in edits if edit.at.axis == axis]
         layout = Layout(alive.get(axis, torch.arange(value.shape[axis])))
-        take = layout.take([edit for edit in here if isinstance(edit, Take)])
+        take = _taken(layout, [edit for edit in here if isinstance(edit, Take)], {} if axis in alive else known)
         if not (isinstance(take, slice) and take == slice(0, value.shape[axis])):
             takes[axis] = take if isinstance(take, slice) else take.to(value.device)
         mixes = [edit for edit in here if isinstance(edit, Mix)]
@@ -221,6 +230,18 @@ def _cut(value: Tensor, edits: Sequence[Take | Mix], alive: dict[int, Tensor], g
         last = i == len(mixings) - 1
         value = _pass(value, {} if i else takes, mixing, goal if last and goal else mixing[1].dtype)
     return value
+
+
+def _taken(layout: Layout, takes: Sequence[Take], known: Known) -> Where:
+    """`Layout.take`, once for axes that are cut alike, as those of a BatchNorm's four vectors are."""
+    key = (len(layout.slots), *((e.at.start, e.at.span, e.at.order, e.units, id(e.indices)) for e in takes))
+    if key not in known:
+        take = layout.take(takes)
+        known[key] = take, layout.copy()
+        return take
+    take, after = known[key]
+    layout.follow(after)
+    return take
 
 
 def _pass(value: Tensor, takes: Mapping[int, Where], mixing: tuple[int, Mixing] | None, dtype: torch.dtype) -> Tensor:

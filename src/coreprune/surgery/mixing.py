@@ -103,6 +103,16 @@ class Layout:
         self.slots = taken
         return places(found)
 
+    def copy(self) -> Layout:
+        """One that is as this one is now."""
+        result = Layout(self.slots)
+        result.follow(self)
+        return result
+
+    def follow(self, other: Layout) -> None:
+        """Be as another one of the same axis is now."""
+        self.slots, self._touched = other.slots, other._touched.clone()
+
     def mix(self, edits: Sequence[Mix], value: Tensor) -> Mixing:
         """Carry out the Mixes."""
         before, left, mixed = self._positions(), self._left(), torch.zeros_like(self._touched)
