@@ -199,8 +199,8 @@ FAULTS = [
     # ------------------------------------------------------------ replacement and its error
     *_of("maths/reweight.py", "tests/maths/test_reweight.py", rows="""
         solve | the right side is not scaled to correlations
-        (B * scale).T
-        B.T
+        (B * scale).mT
+        B.mT
         solve | a ridge a million times larger
         RIDGE[G.dtype] if ridge is None else ridge
         1e6 * RIDGE[G.dtype] if ridge is None else ridge
@@ -234,17 +234,17 @@ FAULTS = [
         total += squared(
         total[:] = squared(
         replace_for | the constant is the mean itself
-        m - T @ m[entries] if reading.constant
+        m - T @ m[_entries(kept, b)] if reading.constant
         m if reading.constant
-        error | true of optimal weights alone
-        2 * X - T @ G[entries][:, entries]
+        errors | true of optimal weights alone
+        2 * X - T @ inner
         X
-        error | the error of the mean is forgotten
-        + float(gap @ reading.gram @ gap)
-        (nothing)
-        error | the constant of the coreset is added, not taken away
-        gap - coreset.offset.to(m.dtype)
-        gap + coreset.offset.to(m.dtype)
+        errors | the error of the mean is forgotten
+        clamp(min=0) + outside
+        clamp(min=0)
+        errors | the constant of the coreset is added, not taken away
+        gap -= _stacked
+        gap += _stacked
         """),
     *_of("maths/kernel.py", "tests/maths/test_kernel.py", rows="""
         replaced | weights are left in units of the kept units' deviations
@@ -403,8 +403,8 @@ FAULTS = [
         """),
     *_of("plan.py", "tests/surgery/test_edits.py", "tests/test_plan.py", rows="""
         Cut.reading | factors of kept units are taken for ones
-        if coreset.mix.dim() == 1 and bool((coreset.mix == 1).all()):
-        if coreset.mix.dim() == 1:
+        and coreset.mix.dim() == 1 and bool((coreset.mix == 1).all()):
+        and coreset.mix.dim() == 1:
         Cut.owning | further owners of the units stay as they are
         *([site.bias] if there else []), *site.others]
         *([site.bias] if there else [])]
@@ -418,8 +418,8 @@ FAULTS = [
         worst = max(worst, _difference(dense, small_model, captured, pairs, tensors64))
         worst = _difference(dense, small_model, captured, pairs, tensors64)
         reconstructed | the constant is forgotten
-        torch.einsum("ij,rjs->ris", mix, left) + offset
-        torch.einsum("ij,rjs->ris", mix, left)
+        mix @ left + offset
+        mix @ left
         reconstructed | the first units are taken for the kept ones
         kept = coreset.indices.to(device)
         kept = torch.arange(coreset.units, device=device)
@@ -445,7 +445,7 @@ FAULTS = [
         value.new_zeros(shape)
         value.new_ones(shape)
         corrections | a constant that the cut put into the running mean is counted twice
-        (m_cut - made, v_cut)
+        (m_cut - put, v_cut)
         (m_cut, v_cut)
         corrections | few values suffice
         if before.count(norm) < FEWEST
