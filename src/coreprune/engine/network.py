@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from coreprune.engine.probes import by_shape, token_tables
 from coreprune.engine.sensitivity import sensitivities
 from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset, Layer
-from coreprune.maths.lowrank import about_zero
+from coreprune.maths.lowrank import LowRank, about_zero
 from coreprune.maths.readers import (
     Reading,
     choose,
@@ -214,15 +214,24 @@ def _seen(
 def _readings(site: Site, tensors: Mapping[str, Tensor], seen: tuple[Observed, ...]) -> list[Reading]:
     """Each reader's weights and moments."""
     result = []
-    for reader, observed in zip(site.readers, seen, strict=True):
-        kind = torch.float64 if observed.mean.numel() <= _DOUBLE else torch.float32
-        spread, mean = shrunk(observed.covariance.to(kind), observed.count), observed.mean.to(kind)
-        constant = bool(reader.bias)
+    for reader, observed, own in zip(site.readers, seen, _spreads(seen), strict=True):
+        mean = observed.mean.to(torch.float64 if observed.mean.numel() <= _DOUBLE else torch.float32)
+        constant, G = bool(reader.bias), own
         if not constant:
-            spread, mean = about_zero(spread, mean), torch.zeros_like(mean)
+            G, mean = about_zero(own, mean), torch.zeros_like(mean)
         weight = _outgoing(tensors[reader.weight.tensor], reader, site.units)
-        result.append(Reading(weight, mean, spread, reader.block, constant))
+        result.append(Reading(weight, mean, G, reader.block, constant))
     return result
+
+
+def _spreads(seen: Sequence[Observed]) -> list[Tensor | LowRank]:
+    """The covariances as they are used: shrunk, those of small sites of one size together."""
+    found = [one.covariance for one in seen]
+    dense = [G for G in found if isinstance(G, Tensor) and len(G) <= _DOUBLE]
+    if len(dense) == len(found) and len({G.shape for G in dense}) == 1:
+        return list(cast("Tensor", shrunk(torch.stack(dense).double(), torch.tensor([one.count for one in seen]))))
+    kinds = [torch.float64 if one.mean.numel() <= _DOUBLE else torch.float32 for one in seen]
+    return [shrunk(one.covariance.to(kind), one.count) for one, kind in zip(seen, kinds, strict=True)]
 
 
 def _chosen_by(readings: list[Reading], seen: Sequence[Observed]) -> list[Reading]:

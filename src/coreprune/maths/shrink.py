@@ -24,11 +24,11 @@ __all__ = ["shrunk"]
 FEWEST, COPY = 16, 1e-5
 
 
-def shrunk(covariance: Tensor | LowRank, count: int) -> Tensor | LowRank:
+def shrunk(covariance: Tensor | LowRank, count: int | Tensor) -> Tensor | LowRank:
     """The covariance with its correlations drawn towards zero.
 
     Args:
-        covariance: of samples, (p, p). count: N.
+        covariance: of samples, (p, p), or several, (…, p, p). count: N, or of each, (…).
 
     Returns:
         Of low rank if it was given so, unless there are copies, which a multiple of the identity would tell apart.
@@ -37,33 +37,42 @@ def shrunk(covariance: Tensor | LowRank, count: int) -> Tensor | LowRank:
         >>> shrunk(torch.ones(2, 2), 2)[0, 1] < 1
         tensor(True)
     """
-    variance = covariance.diagonal().clamp(min=0)
-    scale = torch.where(variance > 0, variance.clamp(min=1e-30).rsqrt(), 0.0)
+    many = torch.as_tensor(count)
     if isinstance(covariance, LowRank):
-        half = covariance.scaled(scale).factor
-        if count >= FEWEST and _copied(half):
+        variance = covariance.diagonal().clamp(min=0)
+        half = covariance.scaled(_inverse(variance)).factor
+        if int(many) >= FEWEST and _copied(half):
             return shrunk(covariance.dense(), count)
-        rho = _intensity(float((half.T @ half).square().sum()), variance, count)
+        rho = _intensity((half.T @ half).square().sum(), variance, many).to(variance)
         return LowRank(covariance.factor * (1 - rho) ** 0.5, covariance.rest + rho * variance)
-    rho = _intensity(float(((covariance * scale[:, None]) * scale).square().sum()), variance, count)
-    if not rho:
+    own = covariance.diagonal(dim1=-2, dim2=-1)
+    variance = own.clamp(min=0)
+    scale = _inverse(variance)[..., None, :]
+    square = (covariance * scale.mT * scale).square().sum((-2, -1))
+    rho = _intensity(square, variance, many)[..., None, None].to(covariance)
+    if not bool(rho.any()):
         return covariance
     result = covariance * (1 - rho)
-    result.diagonal().copy_(covariance.diagonal())
-    if count >= FEWEST:
-        deviation = variance.sqrt()
-        copies = covariance.abs() >= (1 - COPY) * deviation[:, None] * deviation
-        result = torch.where(copies, covariance, result)
+    result.diagonal(dim1=-2, dim2=-1).copy_(own)
+    if bool((many >= FEWEST).any()):
+        deviation = variance.sqrt()[..., None, :]
+        copies = covariance.abs() >= (1 - COPY) * deviation.mT * deviation
+        result = torch.where(copies & (many >= FEWEST)[..., None, None], covariance, result)
     return result
 
 
-def _intensity(square: float, variance: Tensor, count: int) -> float:
+def _inverse(variance: Tensor) -> Tensor:
+    """One over the standard deviation, 0 where nothing varies."""
+    return torch.where(variance > 0, variance.clamp(min=1e-30).rsqrt(), 0.0)
+
+
+def _intensity(square: Tensor, variance: Tensor, count: Tensor) -> Tensor:
     """ρ, at most 1, from tr S²; 0 where there is nothing to shrink."""
-    p = trace = int((variance > 0).sum())  # the diagonal is 1
-    spread = square - trace**2 / max(p, 1)
-    if p < 2 or spread <= 0:
-        return 0.0
-    return min(1.0, ((1 - 2 / p) * square + trace**2) / ((count + 1 - 2 / p) * spread))
+    p = (variance > 0).sum(-1).double()  # and tr S, as the diagonal is 1
+    few, square = 2 / p.clamp(min=1), square.double()
+    spread = square - p
+    rho = ((1 - few) * square + p.square()) / ((count.to(p) + 1 - few) * spread)
+    return torch.where((p < 2) | (spread <= 0), 0.0, rho.clamp(max=1.0))
 
 
 def _copied(half: Tensor) -> bool:

@@ -30,6 +30,10 @@ _aten = torch.ops.aten
 _Call = tuple[Any, tuple[Any, ...]]
 
 
+#: what they give is as what they are given
+_SHAPELESS = {_aten.relu.default, _aten.sigmoid.default, _aten.silu.default, _aten.gelu.default, _aten.hardtanh.default}
+
+
 class _Unknown(Exception):  # noqa: N818
     """Something that is not in the tables."""
 
@@ -252,7 +256,9 @@ class _Recorder(TorchFunctionMode):
 
 
 def _shaped(operator: Any, args: Sequence[Any]) -> Any:
-    """What an operator gives on shapes; for a BatchNorm that fits, without PyTorch's many steps."""
+    """What an operator gives on shapes; for a BatchNorm that fits and an activation without PyTorch's many steps."""
+    if operator in _SHAPELESS and args[0].is_floating_point():
+        return torch.empty_like(args[0])
     if operator is _aten.batch_norm.default and args[0].dim() > 1 and args[0].dtype == torch.float32:
         given = [value for value in args[1:5] if value is not None]
         if all(v.dtype == torch.float32 and v.shape == args[0].shape[1:2] for v in given):

@@ -236,7 +236,7 @@ def _changes(
 ) -> Iterator[Followed]:
     """The attributes of one module that change."""
     fields = [f"config.{name}" for name in _CONFIGURED.get(type(module).__name__, ())] if config else []
-    for name in [*table, *fields]:
+    for name in [*(name for name in table if name in vars(module)), *fields]:
         rule = table[name.removeprefix("config.")]
         value = value_of(module, name)
         if isinstance(value, int) and not isinstance(value, bool):
