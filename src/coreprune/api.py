@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import numbers
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune.budget import Remove
+from coreprune.clock import Clock
 from coreprune.engine.equivalence import require
 from coreprune.engine.inputs import Prior, drawn, prior_of
 from coreprune.engine.local import Progress
@@ -128,7 +130,10 @@ def plan(
         remove, units, budget, draws, method, prior, data, reweight, ignore, radius, kinds, uniform, round_to, capture,
         seed, progress,
     )  # fmt: skip
-    return decided(model, discover(model, example_inputs, capture), example_inputs, wish)
+    with wish.clock.stage("capturing"):
+        found = discover(model, example_inputs, capture)
+    made = decided(model, found, example_inputs, wish)
+    return replace(made, timing=wish.clock.timing(rest=True))
 
 
 def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> Pruned:
@@ -159,14 +164,17 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: 
           (2): Linear(in_features=3, out_features=2, bias=True)
         )
     """
-    found = None
+    found, clock = None, Clock()
     if plan.recipe.get("inputs") is not None or example_inputs is not None:
         inputs = example_inputs if example_inputs is not None else rebuilt(plan.recipe["inputs"])
-        found = discover(model, inputs, plan.recipe.get("capture", "auto"))
-    return _applied(model, plan, found, inplace)
+        with clock.stage("capturing"):
+            found = discover(model, inputs, plan.recipe.get("capture", "auto"))
+    with clock.stage("cutting"):
+        small = _applied(model, plan, found, inplace, clock)
+    return replace(small, timing=clock.timing(rest=True))
 
 
-def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bool) -> Pruned:
+def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bool, clock: Clock) -> Pruned:
     """`apply` with the graphs at hand."""
     tensors = tensors_of(model)
     plan.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
@@ -182,7 +190,8 @@ def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bo
     changed = {name: tensor.to(kinds[name]) for name, tensor in exact.items()}
     small = spared_copy(model, changed)
     install(small, changed, attributes)
-    require(model, small, found, plan, exact)
+    with clock.stage("checking"):
+        require(model, small, found, plan, exact)
     configuration = configured(model, small, plan)
     if inplace:
         install(model, changed, attributes)
@@ -224,8 +233,13 @@ def prune(
         remove, units, budget, draws, method, prior, data, reweight, ignore, radius, kinds, uniform, round_to, capture,
         seed, progress,
     )  # fmt: skip
-    found = discover(model, example_inputs, capture)
-    return _applied(model, decided(model, found, example_inputs, wish), found, inplace)
+    clock = wish.clock
+    with clock.stage("capturing"):
+        found = discover(model, example_inputs, capture)
+    made = decided(model, found, example_inputs, wish)
+    with clock.stage("cutting"):
+        small = _applied(model, made, found, inplace, clock)
+    return replace(small, timing=clock.timing(rest=True))
 
 
 def verify(

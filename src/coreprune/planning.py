@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
+from coreprune.clock import Clock
 from coreprune.engine.correction import corrections
 from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior, forced, inputs, prior_of, settled
 from coreprune.engine.local import Progress, Request, curves, decide
@@ -28,7 +29,9 @@ from coreprune.model.tensors import tensors_of
 from coreprune.plan import Cut, Plan
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
-from coreprune.priors.generated import writes
+from coreprune.priors.generated import Generated, writes
+from coreprune.priors.matched import Matched
+from coreprune.priors.text import Text
 from coreprune.report.evidence import kept_of_curve
 from coreprune.report.recipe import versions
 
@@ -55,6 +58,7 @@ class Wish:
     capture: str
     seed: int
     progress: Progress | None
+    clock: Clock = field(default_factory=Clock)
 
     def law(self, model: nn.Module, found: Inspection) -> Prior:
         """Where the law of the units comes from: what is asked for, or what suits the network."""
@@ -83,20 +87,23 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     costs = _by_costs(model, seen, wish)
     corrected = bool(found.graphs) and (method.law or wish.reweight)
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
-    request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, norms)
-    kept, errors, survey = _widths(model, seen, tensors, wish, request)
+    request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, norms, wish.clock)
+    with wish.clock.stage("selecting"):
+        kept, errors, survey = _widths(model, seen, tensors, wish, request)
     drawn = draws_of(found, wish.draws or {}, kept, wish.ignore)
     cuts: tuple[Cut, ...]
-    if not found.graphs:
-        cuts = decide(model, found, tensors, kept, replace(request, draws=drawn))
-    elif drawn:
+    if found.graphs and drawn:
         raise InvalidInputError("draws= was asked of a network that is no stack: use units= or remove=")
-    else:
-        cuts = decide_network(seen, tensors, kept, request, survey)
-    cuts = tuple(_with_curve(cut, errors) for cut in cuts)
+    with wish.clock.stage("selecting"):
+        if not found.graphs:
+            cuts = decide(model, found, tensors, kept, replace(request, draws=drawn))
+        else:
+            cuts = decide_network(seen, tensors, kept, request, survey)
+        cuts = tuple(_with_curve(cut, errors) for cut in cuts)
     shifts: dict[str, Tensor] = {}
     if corrected:
-        shifts = corrections(seen, tensors, cuts, inputs(seen.graphs[0], law, wish.seed), request.norms)
+        with wish.clock.stage("correcting"):
+            shifts = corrections(seen, tensors, cuts, inputs(seen.graphs[0], law, wish.seed), request.norms)
     return Plan(cuts, _recipe(found, example_inputs, wish, law, drawn), found.shapes, shifts)
 
 
@@ -109,10 +116,14 @@ def _observed(model: nn.Module, found: Inspection, wish: Wish) -> tuple[Gaussian
                 f"prior={wish.prior!r} was asked of a stack of Linear layers: give a coreprune.Gaussian or data="
             )
         return prior, found
-    law, example = settled(prior, model, found.graphs[0], wish.seed, wish.progress)
+    with wish.clock.stage(_drawing(prior)):
+        law, example = settled(prior, model, found.graphs[0], wish.seed, wish.progress)
+        if isinstance(prior, Generated):
+            wish.clock.wrote(prior.sampled(model))
     if example is None:
         return law, found
-    seen = discover(model, example, wish.capture)
+    with wish.clock.stage("capturing"):
+        seen = discover(model, example, wish.capture)
     missing = {site.name for site in found.sites} - {site.name for site in seen.sites}
     if missing:
         raise InvalidInputError(
@@ -120,6 +131,12 @@ def _observed(model: nn.Module, found: Inspection, wish: Wish) -> tuple[Gaussian
             "example_inputs of that shape, or prior='noise'"
         )
     return law, seen
+
+
+def _drawing(prior: Prior) -> str:
+    """What settling a prior is, as a stage."""
+    words = {Generated: "writing text", Text: "reading text", Matched: "matching images"}
+    return words.get(type(prior), "drawing inputs")
 
 
 def _with_curve(cut: Cut, errors: Mapping[str, Tensor]) -> Cut:

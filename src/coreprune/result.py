@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from coreprune.clock import Timing
 from coreprune.engine.verify import Verification
 from coreprune.errors import InvalidInputError
 from coreprune.io.checkpoint import write_tensors
@@ -42,6 +43,7 @@ class Pruned:
         dense_bytes: bytes of the same.
         followed: attributes that were changed beside those that the tensors tell.
         configuration: for a model of `transformers`, the configuration that makes the smaller one, or why none does.
+        timing: how long each stage took, in seconds and as shares; print it. No file holds it.
 
     Example:
         >>> import coreprune as cp
@@ -59,6 +61,7 @@ class Pruned:
     dense_bytes: int
     followed: tuple[Followed, ...] = ()
     configuration: Configuration = field(default_factory=lambda: Configuration(None))
+    timing: Timing = field(default_factory=Timing, compare=False)
 
     def __repr__(self) -> str:
         """The class of the network and its size; `summary` says more, and is what print shows."""

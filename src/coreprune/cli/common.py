@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rich.text import Text
 from torch import nn
 
 from coreprune.cli.log import LOG
+from coreprune.clock import Clock, Timing
 from coreprune.engine.inputs import PRIORS
 from coreprune.errors import CheckpointError, InvalidInputError, UnknownNameError
 from coreprune.io import huggingface
@@ -86,22 +87,30 @@ class Source:
         network: the module.
         example: inputs to capture it with, if they are known.
         directory: the Hugging Face directory it was read from, if it was.
+        timing: of reading it.
     """
 
     network: nn.Module
     example: Any = None
     directory: Path | None = None
+    timing: Timing = field(default_factory=Timing)
 
 
 def source_of(spec: str, factory: str | None, shape: str | None = None) -> Source:
     """The network that MODEL and --factory mean, with an example of its inputs."""
+    clock = Clock()
+    with progress_bar("reading"), clock.stage("reading"):
+        found = _source_of(spec, factory, shape)
+    return replace(found, timing=clock.timing())
+
+
+def _source_of(spec: str, factory: str | None, shape: str | None) -> Source:
     place = Path(spec)
-    with progress_bar("reading"):
-        if place.is_dir() and factory is None:
-            found = huggingface.load(place)
-            inputs = example_of(shape) if shape is not None else huggingface.example_inputs(found.model)
-            return Source(found.model, inputs, place)
-        return Source(model_of(spec, factory), example_of(shape))
+    if place.is_dir() and factory is None:
+        found = huggingface.load(place)
+        inputs = example_of(shape) if shape is not None else huggingface.example_inputs(found.model)
+        return Source(found.model, inputs, place)
+    return Source(model_of(spec, factory), example_of(shape))
 
 
 def model_of(spec: str, factory: str | None) -> nn.Module:
