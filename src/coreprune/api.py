@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
 from coreprune.plan import Plan
-from coreprune.planning import Wish, decided, radius_of
+from coreprune.planning import Wish, decided, measured_outputs, radius_of
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 from coreprune.result import Pruned, configured, load, read_claims, read_structure
@@ -76,6 +76,7 @@ def plan(
     data: Iterable[Any] | None = None,
     reweight: bool = False,
     ignore: Iterable[str] = (),
+    protect: Mapping[str, float | int] | None = None,
     radius: float | None = None,
     kinds: Iterable[str] | None = None,
     uniform: bool | str = False,
@@ -93,7 +94,9 @@ def plan(
         remove: fraction of all parameters to remove, in [0, 1); or a fraction of units by site.
         units: exact numbers of units to keep, by site name or glob.
         budget: ``{"params": 6e4 | "60%"}``, or the same with ``flops``, ``bytes``; or ``{"error": 0.05}``,
-            the relative error of the outputs that the prior predicts.
+            the relative error of the outputs that the prior predicts. Or the largest cut whose outputs, measured on
+            inputs that it did not see, keep ``{"divergence": 0.1}`` (nats per token), ``{"cosine": 0.98}`` or
+            ``{"output_error": 0.05}``.
         draws: the paper's draws with replacement, by site name or glob; the survivors are fewer. Only for "sampling".
         method: a key of `coreprune.METHODS`.
         prior: where the moments of the units come from: a value such as `Gaussian(std=0.5)` or `Generated(8192)`, or a
@@ -103,6 +106,8 @@ def plan(
         data: a loader of inputs to measure on instead, short for ``prior=Data(loader)``.
         reweight: give the units that another method chose their least-squares weights under the prior.
         ignore: sites to leave whole, by name, glob or ``re:``.
+        protect: sites that a fraction or budget may not cut as it likes, by the same: the largest share of their
+            units that may go, such as ``{"*layers.0*": 0.1}``, or how many stay, a whole number from 1.
         radius: β, the largest ‖x‖ that the worst-case statements speak of; default √d for d input
             features, the norm of an input whose features are all 1. Only for stacks.
         kinds: of sites to cut: linear, gated, conv, residual, heads, experts, embedding; default all.
@@ -128,11 +133,11 @@ def plan(
     """
     wish = Wish(
         remove, units, budget, draws, method, prior, data, reweight, ignore, radius, kinds, uniform, round_to, capture,
-        seed, progress,
+        seed, progress, protect=protect,
     )  # fmt: skip
     with wish.clock.stage("capturing"):
         found = discover(model, example_inputs, capture)
-    made = decided(model, found, example_inputs, wish)
+    made, _ = decided(model, found, example_inputs, wish)
     return replace(made, timing=wish.clock.timing(rest=True))
 
 
@@ -174,8 +179,15 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: 
     return replace(small, timing=clock.timing(rest=True))
 
 
-def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bool, clock: Clock) -> Pruned:
-    """`apply` with the graphs at hand."""
+def _applied(
+    model: nn.Module,
+    plan: Plan,
+    found: Inspection | None,
+    inplace: bool,
+    clock: Clock,
+    measure: Callable[[nn.Module], dict[str, Any] | None] | None = None,
+) -> Pruned:
+    """`apply` with the graphs at hand; `measure` says what the cut does to the outputs, if that is not known."""
     tensors = tensors_of(model)
     plan.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     attributes = tuple(follow(model, plan.cuts))
@@ -192,6 +204,9 @@ def _applied(model: nn.Module, plan: Plan, found: Inspection | None, inplace: bo
     install(small, changed, attributes)
     with clock.stage("checking"):
         require(model, small, found, plan, exact)
+    outputs = measure(small) if measure and plan.cuts and "outputs" not in plan.recipe else None
+    if outputs is not None:
+        plan = replace(plan, recipe={**plan.recipe, "outputs": outputs})
     configuration = configured(model, small, plan)
     if inplace:
         install(model, changed, attributes)
@@ -213,6 +228,7 @@ def prune(
     data: Iterable[Any] | None = None,
     reweight: bool = False,
     ignore: Iterable[str] = (),
+    protect: Mapping[str, float | int] | None = None,
     radius: float | None = None,
     kinds: Iterable[str] | None = None,
     uniform: bool | str = False,
@@ -231,14 +247,14 @@ def prune(
     """
     wish = Wish(
         remove, units, budget, draws, method, prior, data, reweight, ignore, radius, kinds, uniform, round_to, capture,
-        seed, progress,
+        seed, progress, protect=protect,
     )  # fmt: skip
     clock = wish.clock
     with clock.stage("capturing"):
         found = discover(model, example_inputs, capture)
-    made = decided(model, found, example_inputs, wish)
+    made, law = decided(model, found, example_inputs, wish)
     with clock.stage("cutting"):
-        small = _applied(model, made, found, inplace, clock)
+        small = _applied(model, made, found, inplace, clock, lambda cut: measured_outputs(model, cut, found, law, wish))
     return replace(small, timing=clock.timing(rest=True))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coreprune.errors import InvalidInputError
 from coreprune.maths.hull import Curve
-from coreprune.model.groups import KINDS, Uniform, agree, alike, chosen, matching
+from coreprune.model.groups import KINDS, Protect, Uniform, agree, alike, chosen, floors, matching
 from coreprune.model.positions import positions
 from coreprune.model.site import Inspection, Site, parameters_after
 from coreprune.model.size import Size
@@ -35,6 +35,7 @@ def widths(
     kinds: Collection[str] | None = None,
     uniform: Uniform = False,
     round_to: int | None = None,
+    protect: Protect | None = None,
 ) -> dict[str, int]:
     """Units to keep, for every site that shrinks.
 
@@ -47,6 +48,7 @@ def widths(
         kinds: what kinds of sites to cut, of `KINDS`; None for all.
         uniform: give alike sites one width, or the groups of names that get one width each.
         round_to: keep multiples of this many units, the nearest; what has fewer stays whole.
+        protect: see `coreprune.model.groups.floors`; only where `remove` is a number.
 
     Returns:
         site name → units kept.
@@ -59,6 +61,8 @@ def widths(
         raise InvalidInputError("say either remove= (a fraction) or units= (exact widths), not both and not neither")
     if units is not None and round_to is not None:
         raise InvalidInputError("round_to= was asked with units=, which are exact widths: give one of them")
+    if protect is not None and (units is not None or isinstance(remove, Mapping)):
+        raise InvalidInputError("protect= was asked with widths of sites: give it with one fraction, or a budget")
     _check_round(round_to)
     sites, groups = chosen(inspection, ignore, kinds, uniform)
     if units is not None:
@@ -68,7 +72,7 @@ def widths(
     else:
         assert remove is not None
         check_fraction(remove)
-        return _evenly(inspection, groups, remove, round_to)
+        return _evenly(inspection, groups, remove, round_to, floors(inspection.sites, protect))
     for group in groups:
         agree(group, kept)
     return kept
@@ -106,6 +110,7 @@ def allocate(
     kinds: Collection[str] | None = None,
     uniform: Uniform = False,
     round_to: int | None = None,
+    protect: Protect | None = None,
 ) -> dict[str, int]:
     """Units to keep so that the summed error of all sites is least for what the network may cost.
 
@@ -136,10 +141,11 @@ def allocate(
     scale = scales[kind]
     _check_round(round_to)
     _, groups = chosen(inspection, ignore, kinds, uniform)
+    least_of = floors(inspection.sites, protect)
     size = _operations(inspection, groups) if kind == "flops" else Size(inspection.distinct, groups)
     dense = size(size.units)
     limit = _limit(kind, asked, dense * scale)
-    by = [_curve(group, curves, round_to) for group in groups]
+    by = [_curve(group, curves, round_to, _floor(group, least_of)) for group in groups]
 
     def at(log_price: float) -> Ints:
         kept = size.units
@@ -162,8 +168,8 @@ def allocate(
     if kind != "error" and not within(least):
         left = size(least) / dense
         raise InvalidInputError(
-            f"too little was left ({kind}={asked!r}): {_units(round_to)} left in every site still costs {left:.2%} "
-            f"of the dense network: ask to remove at most {math.floor((1 - left) * 1000) / 1000}"
+            f"too little was left ({kind}={asked!r}): {_units(round_to, least_of)} left in every site still costs "
+            f"{left:.2%} of the dense network: ask to remove at most {math.floor((1 - left) * 1000) / 1000}"
         )
     for _ in range(60):
         middle = (low + high) / 2
@@ -173,9 +179,15 @@ def allocate(
     return {site.name: k for group, k in zip(groups, kept.tolist(), strict=True) for site in group}
 
 
-def _curve(group: Sequence[Site], curves: Mapping[str, Tensor], round_to: int | None) -> Curve:
+def _floor(group: Sequence[Site], least: Mapping[str, int]) -> int:
+    """The fewest units that sites of one width keep."""
+    return max((least.get(site.name, 0) for site in group), default=0)
+
+
+def _curve(group: Sequence[Site], curves: Mapping[str, Tensor], round_to: int | None, floor: int) -> Curve:
     """The summed error of sites that get one width."""
     choices = _choices(group[0].units, round_to)
+    choices = choices[choices >= floor]
     total: NDArray[np.float64] = sum(curves[site.name].double() for site in group).numpy()  # type: ignore[union-attr]
     return Curve.of(choices, total[choices])
 
@@ -232,6 +244,12 @@ def _choices(units: int, round_to: int | None) -> Ints:
     return np.array([*range(step, units, step), units], dtype=np.int64)
 
 
+def _choice_from(floor: int, units: int, round_to: int | None) -> int:
+    """The least width of a site that is no less than a floor."""
+    choices = _choices(units, round_to)
+    return int(choices[choices >= floor][0]) if floor else 0
+
+
 def _rounded(kept: int, units: int, round_to: int | None) -> int:
     """The nearest multiple, from 1 of them to what fits; what is whole stays whole."""
     if kept >= units or round_to is None:
@@ -244,7 +262,9 @@ def _check_round(round_to: int | None) -> None:
         raise InvalidInputError(f"round_to={round_to!r} was asked: give a whole number from 1")
 
 
-def _units(round_to: int | None) -> str:
+def _units(round_to: int | None, protected: Mapping[str, int]) -> str:
+    if protected:
+        return "what is protected, and one unit elsewhere,"
     return "one unit" if round_to in {None, 1} else f"{round_to} units"
 
 
@@ -271,15 +291,22 @@ def _fractions(sites: Sequence[Site], remove: Mapping[str, float], round_to: int
 
 
 def _evenly(
-    inspection: Inspection, groups: Sequence[Sequence[Site]], remove: float, round_to: int | None
+    inspection: Inspection,
+    groups: Sequence[Sequence[Site]],
+    remove: float,
+    round_to: int | None,
+    protected: Mapping[str, int],
 ) -> dict[str, int]:
     """One fraction of units for every site: the smallest that brings the parameters down to the budget."""
     dense = parameters_after(inspection.distinct, [], {})
     target = (1 - remove) * dense
     size = Size(inspection.distinct, groups)
 
+    least = [_choice_from(_floor(group, protected), group[0].units, round_to) for group in groups]
+
     def at(fraction: float) -> list[int]:
-        return [_rounded(max(1, round(n * (1 - fraction))), n, round_to) for n in size.units.tolist()]
+        even = (_rounded(max(1, round(n * (1 - fraction))), n, round_to) for n in size.units.tolist())
+        return [max(k, low) for k, low in zip(even, least, strict=True)]
 
     def left(fraction: float) -> int:
         return size(np.array(at(fraction), dtype=np.int64))
@@ -288,8 +315,8 @@ def _evenly(
     if left(high) > target:
         most = 1 - left(high) / dense
         raise InvalidInputError(
-            f"remove={remove} was asked, but {_units(round_to)} left in every site removes only {most:.4f} of the "
-            f"parameters: ask for at most {int(most * 1000) / 1000}"
+            f"remove={remove} was asked, but {_units(round_to, protected)} left in every site removes only {most:.4f} "
+            f"of the parameters: ask for at most {int(most * 1000) / 1000}"
         )
     for _ in range(40):
         middle = (low + high) / 2

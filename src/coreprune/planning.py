@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
 from coreprune.clock import Clock
 from coreprune.engine.correction import corrections
+from coreprune.engine.driven import Trial, Widths, asked_of, driven
 from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior, forced, inputs, prior_of, settled
 from coreprune.engine.local import Progress, Request, curves, decide
 from coreprune.engine.network import Survey, decide_network, surveyed
 from coreprune.engine.norms import Norms
+from coreprune.engine.outputs import compared, held_out
 from coreprune.engine.probes import token_tables
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.io.configs import governed
@@ -35,7 +37,7 @@ from coreprune.priors.text import Text
 from coreprune.report.evidence import kept_of_curve
 from coreprune.report.recipe import versions
 
-__all__ = ["Wish", "check_finite", "decided", "radius_of"]
+__all__ = ["Wish", "check_finite", "decided", "measured_outputs", "radius_of"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Wish:
     seed: int
     progress: Progress | None
     clock: Clock = field(default_factory=Clock)
+    protect: Mapping[str, float | int] | None = None
 
     def law(self, model: nn.Module, found: Inspection) -> Prior:
         """Where the law of the units comes from: what is asked for, or what suits the network."""
@@ -70,8 +73,8 @@ class Wish:
         return automatic(model, found.graphs[0]) if found.graphs and needed else Gaussian()
 
 
-def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> Plan:
-    """The plan for a model whose sites are known.
+def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> tuple[Plan, Prior]:
+    """The plan for a model whose sites are known, and the prior that it was made under.
 
     Args:
         model: not changed. found: its sites. example_inputs: what they were found with. wish: what is asked.
@@ -80,16 +83,18 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     _check(wish)
     method = method_named(wish.method)
     _check_sites(model, found)
+    _check_measured(found, wish)
     tensors = tensors_of(model)
     check_finite(model.state_dict())
-    law, seen = _observed(model, found, wish)
+    prior = wish.law(model, found)
+    law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)
     costs = _by_costs(model, seen, wish)
     corrected = bool(found.graphs) and (method.law or wish.reweight)
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
     request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, norms, wish.clock)
     with wish.clock.stage("selecting"):
-        kept, errors, survey = _widths(model, seen, tensors, wish, request)
+        kept, errors, survey, outputs = _widths(model, seen, tensors, wish, request, prior)
     drawn = draws_of(found, wish.draws or {}, kept, wish.ignore)
     cuts: tuple[Cut, ...]
     if found.graphs and drawn:
@@ -104,12 +109,43 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     if corrected:
         with wish.clock.stage("correcting"):
             shifts = corrections(seen, tensors, cuts, inputs(seen.graphs[0], law, wish.seed), request.norms)
-    return Plan(cuts, _recipe(found, example_inputs, wish, law, drawn), found.shapes, shifts)
+    recipe = _recipe(found, example_inputs, wish, law, drawn) | ({} if outputs is None else {"outputs": outputs})
+    return Plan(cuts, recipe, found.shapes, shifts), prior
 
 
-def _observed(model: nn.Module, found: Inspection, wish: Wish) -> tuple[Gaussian | Data, Inspection]:
+def measured_outputs(
+    model: nn.Module, small: nn.Module, found: Inspection, prior: Prior, wish: Wish
+) -> dict[str, Any] | None:
+    """What the cut does to the outputs, as plain data; None where that cannot be measured at the cost of a pass.
+
+    Args:
+        model: before. small: after. found: what was captured. prior: that the cut was made under. wish: what was asked.
+    """
+    with wish.clock.stage("measuring"):
+        held = held_out(prior, model, found.graphs[0], wish.seed, wish.progress)
+        tables = set(token_tables(found.graphs[0]).values())
+        outputs = None if held is None else compared(model, small, held.calls, tables)
+    return None if held is None or outputs is None or not outputs.finite else held.facts(outputs)
+
+
+def _driven(
+    model: nn.Module, found: Inspection, wish: Wish, prior: Prior, trial: Trial, widths: Callable[[float], Widths]
+) -> tuple[Widths, dict[str, Any]]:
+    """The widths of the largest cut whose measured outputs keep what is asked, and what was measured of it."""
+    asked = asked_of(wish.budget)
+    assert asked is not None
+    with wish.clock.stage("measuring"):
+        held = held_out(prior, model, found.graphs[0], wish.seed, wish.progress)
+    if held is None:
+        raise InvalidInputError(
+            f"a budget of {asked[0]!r} was asked, but there are no inputs to measure on: give a loader that can be "
+            "read again, or capture='export'"
+        )
+    return driven(trial, held, widths, asked, wish.clock)
+
+
+def _observed(model: nn.Module, found: Inspection, prior: Prior, wish: Wish) -> tuple[Gaussian | Data, Inspection]:
     """The prior as noise or a loader, and the network as it was captured on inputs of that shape."""
-    prior = wish.law(model, found)
     if not found.graphs:
         if not isinstance(prior, (Gaussian, Data)):
             raise InvalidInputError(
@@ -152,21 +188,38 @@ def _words(value: Iterable[str]) -> tuple[str, ...]:
 
 
 def _widths(
-    model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], wish: Wish, request: Request
-) -> tuple[dict[str, int], Mapping[str, Tensor], Survey | None]:
-    """Units to keep, by site, and where a budget is shared out by error the curves and what they were observed from."""
-    shares: dict[str, Any] = {name: getattr(wish, name) for name in ("ignore", "kinds", "uniform", "round_to")}
+    model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], wish: Wish, request: Request, prior: Prior
+) -> tuple[dict[str, int], Mapping[str, Tensor], Survey | None, dict[str, Any] | None]:
+    """Units to keep, by site; and where a budget is shared out by error the curves, what they were observed from, and
+    what was measured if the budget is driven by that.
+    """
+    shares: dict[str, Any] = {
+        name: getattr(wish, name) for name in ("ignore", "kinds", "uniform", "round_to", "protect")
+    }
     if wish.uniform == "config":
         shares |= _configured(model, found, wish)
     if wish.budget is None and not _by_error(wish):
         if wish.remove is None and wish.units is None:
-            return {}, {}, None
-        return widths(found, remove=wish.remove, units=wish.units, **shares), {}, None
+            return {}, {}, None, None
+        return widths(found, remove=wish.remove, units=wish.units, **shares), {}, None, None
     left = wish.budget if wish.budget is not None else {"params": _left(wish.remove)}
     survey = surveyed(found, tensors, request) if found.graphs else None
     errors = curves(model, found, tensors, request) if survey is None else survey.curves
+    if asked_of(wish.budget) is not None and survey is not None:
+        law, corrected = request.prior, method_named(wish.method).law or wish.reweight
+        batches = (lambda: inputs(found.graphs[0], law, wish.seed)) if corrected else None
+        trial = Trial(model, found, tensors, replace(request, progress=None), survey, batches)
+        kept, outputs = _driven(
+            model,
+            found,
+            wish,
+            prior,
+            trial,
+            lambda share: allocate(found, errors, {"params": f"{100 * share!r}%"}, **shares),
+        )
+        return kept, errors, survey, outputs
     itemsize = next(iter(tensors.values())).element_size()
-    return allocate(found, errors, left, itemsize=itemsize, **shares), errors, survey
+    return allocate(found, errors, left, itemsize=itemsize, **shares), errors, survey, None
 
 
 def _by_error(wish: Wish) -> bool:
@@ -225,6 +278,7 @@ def _recipe(
         "budget": None if wish.budget is None else dict(wish.budget),
         "draws": dict(drawn) or None,
         "ignore": list(wish.ignore),
+        "protect": None if wish.protect is None else dict(wish.protect),
         "kinds": None if wish.kinds is None else list(wish.kinds),
         "uniform": wish.uniform,
         "round_to": wish.round_to,
@@ -251,6 +305,15 @@ def _check_sites(model: nn.Module, found: Inspection) -> None:
         )
 
 
+def _check_measured(found: Inspection, wish: Wish) -> None:
+    asked = asked_of(wish.budget)
+    if asked is not None and not found.graphs:
+        raise InvalidInputError(
+            f"a budget of {asked[0]!r} was asked of a stack of Linear layers: ask for error=, which is predicted there "
+            "in closed form"
+        )
+
+
 def _radius_from(radius: float | None, found: Inspection) -> str:
     if found.graphs:
         return "no worst case is stated"
@@ -259,7 +322,12 @@ def _radius_from(radius: float | None, found: Inspection) -> str:
 
 def _check(wish: Wish) -> None:
     """Raise InvalidInputError if an argument is of a kind that cannot be meant."""
-    for name, value in (("units", wish.units), ("budget", wish.budget), ("draws", wish.draws)):
+    for name, value in (
+        ("units", wish.units),
+        ("budget", wish.budget),
+        ("draws", wish.draws),
+        ("protect", wish.protect),
+    ):
         if value is not None and not (isinstance(value, Mapping) and value and all(isinstance(k, str) for k in value)):
             raise InvalidInputError(f"{name}={value!r} was asked: give a dict with names as keys, such as {{'0': 150}}")
     if isinstance(wish.remove, Mapping) and not (wish.remove and all(isinstance(k, str) for k in wish.remove)):

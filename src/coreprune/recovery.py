@@ -111,7 +111,7 @@ def distill(
         return recovered(small, dense, {}, wish)[0]
     trained, facts = recovered(small.model, dense, small.plan.recipe, wish)
     known = {
-        key: value for key, value in small.plan.recipe.items() if key != "perplexity"
+        key: value for key, value in small.plan.recipe.items() if key not in {"perplexity", "outputs"}
     }  # it was the untrained one's
     return replace(small, model=trained, plan=replace(small.plan, recipe={**known, "distilled": facts}))
 

@@ -199,7 +199,11 @@ def request_options(command: Any) -> Any:
             help=f"One of {', '.join(METHODS)}.",
             shell_complete=words(*METHODS),
         ),
-        click.option("--budget", metavar="KIND=X", help="params, flops, bytes (number or 60%) or error=0.05."),
+        click.option(
+            "--budget",
+            metavar="KIND=X",
+            help="params, flops, bytes (number or 60%), error=0.05, or measured: divergence=0.1, cosine=0.98.",
+        ),
         click.option("--reweight", is_flag=True, help="Least-squares weights for the method's units."),
         click.option(
             "--prior",
@@ -211,6 +215,7 @@ def request_options(command: Any) -> Any:
         click.option("--mean", type=float, help="Of an input feature (prior)  [default: 0]"),
         click.option("--std", type=float, help="Of an input feature (prior)  [default: radius / sqrt(d)]"),
         click.option("--ignore", multiple=True, metavar="SITE", help="Leave these sites whole (name, glob, re:)."),
+        click.option("--protect", multiple=True, metavar="SITE=X", help="Most that may go (0.1, 10%) or units kept."),
         click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]"),
         click.option(
             "--kinds",
@@ -254,6 +259,7 @@ def request_of(options: dict[str, Any], source: Source) -> dict[str, Any]:
         "draws": by_name("--draws", options["draws"], int) or None,
         "method": options["method"],
         "ignore": options["ignore"],
+        "protect": by_name("--protect", options["protect"], float) or None,
         "radius": options["radius"],
         "kinds": options["kinds"] or None,
         "uniform": "config" if source.directory is not None and not options["uneven"] else False,

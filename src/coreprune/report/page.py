@@ -15,7 +15,7 @@ from coreprune.report.cost import Change
 from coreprune.report.generation import Generation
 from coreprune.report.numbers import Numbers, Row
 from coreprune.report.speed import lines, measured_on, seconds_text
-from coreprune.report.text import bytes_text
+from coreprune.report.text import bytes_text, outputs_text
 
 __all__ = ["page", "write"]
 
@@ -84,6 +84,7 @@ def page(numbers: Numbers, data: str = "") -> str:
         data=data,
         tiles=_tiles(numbers),
         speeds=[] if numbers.cost is None else lines(numbers.cost),
+        outputs=outputs_text(numbers.recipe["outputs"]) if numbers.recipe.get("outputs") else "",
         measured_on="" if numbers.cost is None else measured_on(numbers.cost),
         wide=figures.widths_wide(numbers) if numbers.sites else "",
         narrow=figures.widths_narrow(numbers) if numbers.sites else "",
@@ -171,7 +172,18 @@ def _range(values: Sequence[float | None], shown: Any) -> str:
 
 def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was asked and was not left at nothing, as text; long values are in the JSON."""
-    hidden = {"inputs", "commands", "versions", "refused", "sites", "prior", "prior_values", "radius", "radius_from"}
+    hidden = {
+        "inputs",
+        "commands",
+        "versions",
+        "refused",
+        "sites",
+        "prior",
+        "prior_values",
+        "radius",
+        "radius_from",
+        "outputs",
+    }
     shown = [(key, value) for key, value in recipe.items() if key not in hidden and value not in (None, [], False, {})]
     texts = [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) for key, value in shown]
     return [(key, value if len(value) <= 300 else "long, see the JSON beside this page") for key, value in texts]

@@ -19,6 +19,7 @@ _DEFAULTS: dict[str, Any] = {
     "method": "kernel",
     "reweight": False,
     "ignore": [],
+    "protect": None,
     "kinds": None,
     "uniform": False,
     "round_to": None,
