@@ -69,7 +69,7 @@ def plan(
     *,
     remove: Remove | None = None,
     units: Mapping[str, int] | None = None,
-    budget: Mapping[str, float | str] | None = None,
+    budget: Mapping[str, Any] | None = None,
     draws: Mapping[str, int] | None = None,
     method: str = "kernel",
     prior: Prior | str | None = None,
@@ -93,7 +93,8 @@ def plan(
             arguments. A stack of Linear layers and activations needs none.
         remove: fraction of all parameters to remove, in [0, 1); or a fraction of units by site.
         units: exact numbers of units to keep, by site name or glob.
-        budget: ``{"params": 6e4 | "60%"}``, or the same with ``flops``, ``bytes``; or ``{"error": 0.05}``,
+        budget: ``{"params": 6e4 | "60%"}``, or the same with ``flops``, ``bytes``, ``latency`` (seconds of a forward
+            pass on example_inputs; ``"table"`` beside it is one that was measured before); or ``{"error": 0.05}``,
             the relative error of the outputs that the prior predicts. Or the largest cut whose outputs, measured on
             inputs that it did not see, keep ``{"divergence": 0.1}`` (nats per token), ``{"cosine": 0.98}`` or
             ``{"output_error": 0.05}``.
@@ -221,7 +222,7 @@ def prune(
     *,
     remove: Remove | None = None,
     units: Mapping[str, int] | None = None,
-    budget: Mapping[str, float | str] | None = None,
+    budget: Mapping[str, Any] | None = None,
     draws: Mapping[str, int] | None = None,
     method: str = "kernel",
     prior: Prior | str | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ T = TypeVar("T")
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Remove = float | Mapping[str, float]
+TICK = 1e-15  # of a second: in whole ticks costs are counted like entries
 
 
 def widths(
@@ -103,7 +104,7 @@ def draws_of(
 def allocate(
     inspection: Inspection,
     curves: Mapping[str, Tensor],
-    budget: Mapping[str, float | str],
+    budget: Mapping[str, Any],
     *,
     ignore: Iterable[str] = (),
     itemsize: int = 4,
@@ -123,28 +124,27 @@ def allocate(
         curves: err(k), k = 0 … n, by site, each a share of the variance of the site's own readers.
         budget: one of ``params``, ``flops`` (per input), ``bytes``: the most that may be left, as a number
             or as "60%" of the dense network's; or ``error``: the largest √(Σ err), the relative root
-            mean square error if the sites' errors add up.
+            mean square error if the sites' errors add up; or ``latency``, in seconds, with a ``table`` of what the
+            entries of tensors cost, see `coreprune.engine.latency`.
         itemsize: bytes per entry.
         ignore: sites to leave whole; this and the rest as in `widths`.
 
     Raises:
         InvalidInputError: a budget that is not known or cannot be met.
     """
-    if len(budget) != 1:
-        raise InvalidInputError(
-            f"the budget {dict(budget)} has {len(budget)} entries: give one of params, flops, bytes, error"
-        )
-    ((kind, asked),) = budget.items()
-    scales = {"params": 1, "flops": 2, "bytes": itemsize, "error": 1}
+    kind, asked = _only(budget)
+    scales = {"params": 1, "flops": 2, "bytes": itemsize, "error": 1, "latency": TICK}
     if kind not in scales:
         raise InvalidInputError(f"a budget of {kind!r} is not known: give one of {', '.join(scales)}")
     scale = scales[kind]
     _check_round(round_to)
     _, groups = chosen(inspection, ignore, kinds, uniform)
     least_of = floors(inspection.sites, protect)
-    size = _operations(inspection, groups) if kind == "flops" else Size(inspection.distinct, groups)
+    size = _cost(kind, inspection, groups, budget)
     dense = size(size.units)
-    limit = _limit(kind, asked, dense * scale)
+    whole = budget["table"]["seconds"] if kind == "latency" else dense * scale
+    fixed = whole - dense * scale  # what no cut makes less
+    limit = _limit(kind, asked, whole) - fixed
     by = [_curve(group, curves, round_to, _floor(group, least_of)) for group in groups]
 
     def at(log_price: float) -> Ints:
@@ -166,7 +166,7 @@ def allocate(
     low, high = -40.0, 40.0  # log prices; the network shrinks as the price rises
     least = np.array([curve.choices[0] for curve in by], dtype=np.int64)
     if kind != "error" and not within(least):
-        left = size(least) / dense
+        left = (size(least) * scale + fixed) / whole
         raise InvalidInputError(
             f"too little was left ({kind}={asked!r}): {_units(round_to, least_of)} left in every site still costs "
             f"{left:.2%} of the dense network: ask to remove at most {math.floor((1 - left) * 1000) / 1000}"
@@ -214,6 +214,27 @@ def _fill(kept: Ints, by: Sequence[Curve], size: Size, limit: float) -> Ints:
         else:
             step //= 2
     return kept
+
+
+def _only(budget: Mapping[str, Any]) -> tuple[str, Any]:
+    """The one thing that a budget speaks of."""
+    entries = [(kind, asked) for kind, asked in budget.items() if kind != "table"]
+    if len(entries) != 1:
+        raise InvalidInputError(
+            f"the budget {dict(budget)} has {len(budget)} entries: give one of params, flops, bytes, error, latency"
+        )
+    return entries[0]
+
+
+def _cost(kind: str, inspection: Inspection, groups: Sequence[Sequence[Site]], budget: Mapping[str, Any]) -> Size:
+    """What a budget counts, as a function of the widths."""
+    if kind == "flops":
+        return _operations(inspection, groups)
+    if kind != "latency":
+        return Size(inspection.distinct, groups)
+    shapes = {name: inspection.shapes[name] for name in budget["table"]["tensors"]}
+    ticks = {name: round(budget["table"]["tensors"][name] / math.prod(shape) / TICK) for name, shape in shapes.items()}
+    return Size(shapes, groups, biases=False, times=ticks)
 
 
 def _operations(inspection: Inspection, groups: Sequence[Sequence[Site]]) -> Size:

@@ -16,6 +16,7 @@ from coreprune.clock import Clock
 from coreprune.engine.correction import corrections
 from coreprune.engine.driven import Trial, Widths, asked_of, driven
 from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior, forced, inputs, prior_of, settled
+from coreprune.engine.latency import with_table
 from coreprune.engine.local import Progress, Request, curves, decide
 from coreprune.engine.network import Survey, decide_network, surveyed
 from coreprune.engine.norms import Norms
@@ -46,7 +47,7 @@ class Wish:
 
     remove: Remove | None
     units: Mapping[str, int] | None
-    budget: Mapping[str, float | str] | None
+    budget: Mapping[str, Any] | None
     draws: Mapping[str, int] | None
     method: str
     prior: Prior | str | None
@@ -86,6 +87,7 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     _check_measured(found, wish)
     tensors = tensors_of(model)
     check_finite(model.state_dict())
+    wish = replace(wish, budget=with_table(model, found, wish.budget, wish.clock))
     prior = wish.law(model, found)
     law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)

@@ -21,3 +21,14 @@ def test_a_budget_that_is_measured_and_cannot_be(command):
     code, _, err = command("plan", MODEL, "-o", "plan", "--budget", "cosine=0.9")
     assert code == 2
     assert "ask for error=" in err
+
+
+def test_a_budget_of_time_with_a_table(command, tmp_path):
+    table = {"seconds": 0.010, "tensors": {"0.weight": 0.004, "2.weight": 0.003}}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    words = ["plan", MODEL, "-o", "plan", "--budget", "latency=70%", "--table", "table.json", "--json"]
+    body = json.loads(good(command(*words)))
+    assert body["recipe"]["budget"] == {"latency": "70%", "table": table}
+    code, _, err = command("plan", MODEL, "-o", "other", "--remove", "0.5", "--table", "table.json")
+    assert code == 2
+    assert "--table goes with --budget latency=" in err

@@ -202,8 +202,9 @@ def request_options(command: Any) -> Any:
         click.option(
             "--budget",
             metavar="KIND=X",
-            help="params, flops, bytes (number or 60%), error=0.05, or measured: divergence=0.1, cosine=0.98.",
+            help="params, flops, bytes, latency (number or 60%), error=0.05, or measured: divergence=0.1, cosine=0.98.",
         ),
+        click.option("--table", metavar="FILE", help="Of times, for latency=.", shell_complete=files),
         click.option("--reweight", is_flag=True, help="Least-squares weights for the method's units."),
         click.option(
             "--prior",
@@ -249,7 +250,9 @@ def request_of(options: dict[str, Any], source: Source) -> dict[str, Any]:
         kind, equals, value = options["budget"].partition("=")
         if not equals:
             raise InvalidInputError(f"--budget {options['budget']!r} has no '=': write one such as params=60%")
-        budget = {kind: value}
+        budget = {kind: value} | ({} if options["table"] is None else {"table": options["table"]})
+    if options["table"] is not None and (budget is None or "latency" not in budget):
+        raise InvalidInputError("--table goes with --budget latency=X: give both")
     return {
         "remove": remove,
         "budget": budget,

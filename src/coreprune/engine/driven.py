@@ -31,7 +31,7 @@ Widths = dict[str, int]
 STEPS = 8
 
 
-def asked_of(budget: Mapping[str, float | str] | None) -> tuple[str, float] | None:
+def asked_of(budget: Mapping[str, Any] | None) -> tuple[str, float] | None:
     """The measure that a budget asks for and its limit; None where it asks for none.
 
     Raises:
