@@ -16,7 +16,7 @@ from coreprune.clock import Clock
 from coreprune.engine.correction import corrections
 from coreprune.engine.driven import Trial, Widths, asked_of, driven
 from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior, forced, inputs, prior_of, settled
-from coreprune.engine.latency import with_table
+from coreprune.engine.latency import arguments_of, fitted, with_table
 from coreprune.engine.local import Progress, Request, curves, decide
 from coreprune.engine.network import Survey, decide_network, surveyed
 from coreprune.engine.norms import Norms
@@ -25,7 +25,7 @@ from coreprune.engine.probes import token_tables
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
-from coreprune.model.capture import described
+from coreprune.model.capture import Arguments, described
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
@@ -63,6 +63,7 @@ class Wish:
     progress: Progress | None
     clock: Clock = field(default_factory=Clock)
     protect: Mapping[str, float | int] | None = None
+    timed: Arguments = ((), {})
 
     def law(self, model: nn.Module, found: Inspection) -> Prior:
         """Where the law of the units comes from: what is asked for, or what suits the network."""
@@ -87,7 +88,8 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     _check_measured(found, wish)
     tensors = tensors_of(model)
     check_finite(model.state_dict())
-    wish = replace(wish, budget=with_table(model, found, wish.budget, wish.clock))
+    budget = with_table(model, found, wish.budget, wish.clock)
+    wish = replace(wish, budget=budget, timed=arguments_of(model, found))
     prior = wish.law(model, found)
     law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)
@@ -96,7 +98,7 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
     request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, norms, wish.clock)
     with wish.clock.stage("selecting"):
-        kept, errors, survey, outputs = _widths(model, seen, tensors, wish, request, prior)
+        kept, errors, survey, measured = _widths(model, seen, tensors, wish, request, prior)
     drawn = draws_of(found, wish.draws or {}, kept, wish.ignore)
     cuts: tuple[Cut, ...]
     if found.graphs and drawn:
@@ -111,7 +113,7 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     if corrected:
         with wish.clock.stage("correcting"):
             shifts = corrections(seen, tensors, cuts, inputs(seen.graphs[0], law, wish.seed), request.norms)
-    recipe = _recipe(found, example_inputs, wish, law, drawn) | ({} if outputs is None else {"outputs": outputs})
+    recipe = _recipe(found, example_inputs, wish, law, drawn) | measured
     return Plan(cuts, recipe, found.shapes, shifts), prior
 
 
@@ -191,9 +193,9 @@ def _words(value: Iterable[str]) -> tuple[str, ...]:
 
 def _widths(
     model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], wish: Wish, request: Request, prior: Prior
-) -> tuple[dict[str, int], Mapping[str, Tensor], Survey | None, dict[str, Any] | None]:
+) -> tuple[dict[str, int], Mapping[str, Tensor], Survey | None, dict[str, Any]]:
     """Units to keep, by site; and where a budget is shared out by error the curves, what they were observed from, and
-    what was measured if the budget is driven by that.
+    what was measured if the budget is driven by that, as part of the recipe.
     """
     shares: dict[str, Any] = {
         name: getattr(wish, name) for name in ("ignore", "kinds", "uniform", "round_to", "protect")
@@ -202,9 +204,9 @@ def _widths(
         shares |= _configured(model, found, wish)
     if wish.budget is None and not _by_error(wish):
         if wish.remove is None and wish.units is None:
-            return {}, {}, None, None
-        return widths(found, remove=wish.remove, units=wish.units, **shares), {}, None, None
-    left = wish.budget if wish.budget is not None else {"params": _left(wish.remove)}
+            return {}, {}, None, {}
+        return widths(found, remove=wish.remove, units=wish.units, **shares), {}, None, {}
+    left: Mapping[str, Any] = wish.budget if wish.budget is not None else {"params": _left(wish.remove)}
     survey = surveyed(found, tensors, request) if found.graphs else None
     errors = curves(model, found, tensors, request) if survey is None else survey.curves
     if asked_of(wish.budget) is not None and survey is not None:
@@ -219,9 +221,16 @@ def _widths(
             trial,
             lambda share: allocate(found, errors, {"params": f"{100 * share!r}%"}, **shares),
         )
-        return kept, errors, survey, outputs
+        return kept, errors, survey, {"outputs": outputs}
     itemsize = next(iter(tensors.values())).element_size()
-    return allocate(found, errors, left, itemsize=itemsize, **shares), errors, survey, None
+    if left.get("table", {}).get("fresh"):
+        with wish.clock.stage("timing"):
+            kept, table = fitted(
+                model, found, wish.timed, left["table"],
+                lambda table: allocate(found, errors, {**left, "table": table}, **shares),
+            )  # fmt: skip
+        return kept, errors, survey, {"budget": {**left, "table": table}}
+    return allocate(found, errors, left, itemsize=itemsize, **shares), errors, survey, {}
 
 
 def _by_error(wish: Wish) -> bool:

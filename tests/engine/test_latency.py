@@ -78,7 +78,8 @@ def test_a_table_is_measured_where_none_is_given():
     assert set(table["tensors"]) == {"0.weight", "2.weight", "4.weight"}
     assert table["threads"] == torch.get_num_threads()
     assert table["runs"] >= 5
-    assert 0 < sum(table["tensors"].values()) <= table["seconds"]
+    assert 0 < sum(table["tensors"].values()) <= table["seconds"] * (1 + 1e-6)
+    assert "fresh" not in table
     assert cp.plan(net, torch.zeros(64, 64), budget={"latency": "99%", "table": table}).kept == plan.kept
 
 
@@ -109,6 +110,30 @@ def test_slopes_are_found_on_a_network_whose_times_are_known(monkeypatch):
     table = measured_table(net, found, ((torch.zeros(2, 4),), {}), seconds=0)
     assert table["seconds"] == pytest.approx(0.5 + 1.0 + 0.32 + 0.96)
     assert table["tensors"] == pytest.approx({"up.weight": 0.32, "down.weight": 0.96}, rel=1e-5)
+
+
+def test_a_table_is_corrected_until_what_was_won_is_what_it_promised(monkeypatch):
+    """A network of which only half the promised time can be won: the slopes are halved, and more is cut."""
+    net = lenet_like()
+    tables = []
+    dense = {name: t.numel() for name, t in net.named_parameters()}
+
+    def ratio(model, small, owners, arguments):
+        left = {name: t.numel() / dense[name] for name, t in small.named_parameters()}
+        saved = sum(TABLE["tensors"][n] * (1 - left[n]) for n in TABLE["tensors"])
+        return 1 - 0.5 * saved / TABLE["seconds"]
+
+    def widths(table):
+        tables.append(table)
+        return allocate(FOUND, curves(0), {"latency": "75%", "table": table})
+
+    monkeypatch.setattr(latency, "_ratio", ratio)
+    kept, table = latency.fitted(net, FOUND, ((), {}), {**TABLE, "fresh": True}, widths)
+    halves = {name: value / 2 for name, value in TABLE["tensors"].items()}
+    assert table == {"seconds": 0.010, "tensors": pytest.approx(halves)}
+    assert kept == allocate(FOUND, curves(0), {"latency": "75%", "table": table})
+    assert len(tables) == 2
+    assert sum(kept.values()) < sum(widths(TABLE).values())
 
 
 def _copied(model, clock):

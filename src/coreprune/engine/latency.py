@@ -6,7 +6,9 @@ Copies of the network with the same share of units left in every site are run in
 stands at the start of every module that owns a tensor. What passes until the next module starts is that tensor's:
 its product, and what follows it. τ_t is the slope of these times over the entries that are left, by least squares, and
 base what does not shrink; a time is the first quartile of many runs. The table is of one machine, its threads, and
-the inputs' shapes. It knows nothing of steps, as where a kernel does 16 channels in the time of 13.
+the inputs' shapes. It knows nothing of steps, as where a kernel does 16 channels in the time of 13: so the widths that
+it leads to are timed too, and all slopes are multiplied by the share of what they promised that was won, until the
+two agree (`fitted`).
 """
 
 from __future__ import annotations
@@ -34,11 +36,13 @@ from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
 from coreprune.surgery.edits import edited
 
-__all__ = ["measured_table", "table_of", "with_table"]
+__all__ = ["arguments_of", "fitted", "measured_table", "table_of", "with_table"]
 
 #: shares of units that copies are left with
 SHARES = (0.75, 0.5, 0.25)
 FEWEST, MOST, SECONDS = 5, 100, 4.0  # runs of each network, and time to spend
+#: times that a table is corrected, and the difference from what was measured that it may keep
+ROUNDS, CLOSE = 4, 0.02
 
 
 def with_table(
@@ -59,10 +63,56 @@ def with_table(
     table = budget.get("table")
     if table is None:
         with clock.stage("timing"):
-            like = next(model.parameters())
-            zeros: Arguments = ((torch.zeros(1, found.features, dtype=like.dtype, device=like.device),), {})
-            table = measured_table(model, found, found.graphs[0].arguments if found.graphs else zeros)
+            table = measured_table(model, found, arguments_of(model, found))
     return {**budget, "table": table_of(table, found)}
+
+
+def arguments_of(model: nn.Module, found: Inspection) -> Arguments:
+    """The call that is timed: the example's, or one input of a stack."""
+    if found.graphs:
+        return found.graphs[0].arguments
+    like = next(model.parameters())
+    return (torch.zeros(1, found.features, dtype=like.dtype, device=like.device),), {}
+
+
+def fitted(
+    model: nn.Module,
+    found: Inspection,
+    arguments: Arguments,
+    table: Mapping[str, Any],
+    widths: Callable[[Mapping[str, Any]], dict[str, int]],
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """A measured table, corrected where it leads to, and the widths that it then gives.
+
+    Args:
+        model: not changed. found: its sites. arguments: of the call. table: as it was measured, which its entry
+            "fresh" says. widths: that a table gives.
+    """
+    now, kept = {key: value for key, value in table.items() if key != "fresh"}, widths(table)
+    for _ in range(ROUNDS):
+        small = _left(model, found, kept)
+        sizes, dense = tensors_of(small), tensors_of(model)
+        promised = sum(s * (1 - sizes[name].numel() / dense[name].numel()) for name, s in now["tensors"].items())
+        won = now["seconds"] * (1 - _ratio(model, small, _owners(model, found), arguments))
+        if promised <= 0 or abs(won - promised) <= CLOSE * now["seconds"]:
+            break
+        most = now["seconds"] / sum(now["tensors"].values())
+        factor = min(max(won / promised, 0.25), most)
+        now["tensors"] = {name: float(f"{factor * s:.6g}") for name, s in now["tensors"].items()}
+        kept = widths(now)
+    return kept, now
+
+
+def _ratio(dense: nn.Module, small: nn.Module, owners: Mapping[str, str], arguments: Arguments) -> float:
+    """Time of a small network over that of the dense one, in turns."""
+    runs: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
+    with evaluating(dense, small), torch.no_grad():
+        end = time.perf_counter() + SECONDS / 2
+        while len(runs[0]) < FEWEST or (time.perf_counter() < end and len(runs[0]) < MOST):
+            for network, times in zip((dense, small), runs, strict=True):
+                times.append(_timed(network, owners, arguments))
+    whole, less = (sum(_typical(times, name) for name in times[-1]) for times in runs)
+    return less / whole
 
 
 def table_of(given: Any, inspection: Inspection) -> dict[str, Any]:
@@ -111,7 +161,8 @@ def measured_table(
     Args:
         model: not changed. found: its sites. arguments: of the call that is timed. seconds: to spend.
     """
-    networks = [model, *(_left(model, found, share) for share in SHARES)]
+    widths = [{site.name: max(1, round(share * site.units)) for site in found.sites} for share in SHARES]
+    networks = [model, *(_left(model, found, kept) for kept in widths)]
     owners = _owners(model, found)
     entries = [{name: tensors_of(network)[name].numel() for name in owners.values()} for network in networks]
     runs: list[list[dict[str, float]]] = [[] for _ in networks]
@@ -132,7 +183,7 @@ def measured_table(
     kinds = {str(t.device.type) for t in model.parameters()}
     return {
         "seconds": float(f"{whole:.6g}"), "tensors": slopes, "runs": len(runs[0]), "threads": torch.get_num_threads(),
-        "device": ", ".join(sorted(kinds)),
+        "device": ", ".join(sorted(kinds)), "fresh": True,
     }  # fmt: skip
 
 
@@ -141,11 +192,13 @@ def _typical(runs: Sequence[Mapping[str, float]], name: str) -> float:
     return float(np.quantile([run.get(name, 0.0) for run in runs], 0.25))
 
 
-def _left(model: nn.Module, found: Inspection, share: float) -> nn.Module:
-    """A copy with a share of the units in every site; which ones, and with what weights, takes the same time."""
+def _left(model: nn.Module, found: Inspection, widths: Mapping[str, int]) -> nn.Module:
+    """A copy with so many units in its sites; which ones, and with what weights, takes the same time."""
     tensors, cuts = tensors_of(model), []
     for site in found.sites:
-        count = max(1, round(share * site.units))
+        count = widths.get(site.name, site.units)
+        if count == site.units:
+            continue
         kept = torch.linspace(0, site.units - 1, count).long()
         cuts.append(Cut(site, tuple(Coreset(kept, torch.ones(count)) for _ in site.readers)))
     changed = edited([edit for cut in cuts for edit in (*cut.reading(tensors), *cut.owning(tensors))], tensors)
