@@ -185,7 +185,7 @@ def test_the_page_shows_it(tmp_path):
 
     _, found = saved(tmp_path / "s", stack(), units={"0": 7})
     html = page(replace(found, cost=cost()))
-    assert "tokens written per second" in html
+    assert "tokens per second" in html
     assert "2.00 times as fast" in html
     assert "not measured: &lt;onnx&gt; not installed" in html
     body = replace(found, cost=cost()).to_json()

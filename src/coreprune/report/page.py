@@ -126,7 +126,7 @@ def _writing(found: Generation) -> dict[str, Any]:
     """How fast text is written."""
     before, after = (f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in found.written_per_second)
     faster = found.writing.speedup
-    return {"what": "tokens written per second", "after": after, "before": before, "left": None,
+    return {"what": "tokens per second", "after": after, "before": before, "left": None,
             "change": f"{faster:.2f} times as fast"}  # fmt: skip
 
 
