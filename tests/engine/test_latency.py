@@ -18,6 +18,7 @@ from coreprune.engine import latency
 from coreprune.engine.latency import measured_table, table_of
 from coreprune.errors import InvalidInputError
 from coreprune.model.discover import discover
+from coreprune.report.recipe import python_call
 
 #: sites "0" with 16 units and "2" with 12; 6 inputs and 4 outputs
 TABLE = {"seconds": 0.010, "tensors": {"0.weight": 0.004, "2.weight": 0.003, "4.weight": 0.001}}
@@ -69,6 +70,11 @@ def test_the_same_table_gives_the_same_plan_and_is_written_down(tmp_path):
     again = cp.plan(net, budget={"latency": "60%", "table": tmp_path / "plan" / "plan.json"})
     assert again.kept == plans[0].kept
     assert again.recipe == plans[0].recipe
+    small = cp.apply(net, plans[0])
+    small.save(tmp_path / "small")
+    from_result = cp.plan(net, budget={"latency": "60%", "table": tmp_path / "small" / "structure.json"})
+    assert from_result.kept == plans[0].kept
+    assert "'table': 'structure.json'" in python_call(plans[0].recipe)
 
 
 def test_a_table_is_measured_where_none_is_given():
