@@ -126,9 +126,12 @@ def measured_outputs(
         model: before. small: after. found: what was captured. prior: that the cut was made under. wish: what was asked.
     """
     with wish.clock.stage("measuring"):
-        held = held_out(prior, model, found.graphs[0], wish.seed, wish.progress)
         tables = set(token_tables(found.graphs[0]).values())
-        outputs = None if held is None else compared(model, small, held.calls, tables)
+        try:
+            held = held_out(prior, model, found.graphs[0], wish.seed, wish.progress)
+            outputs = None if held is None else compared(model, small, held.calls, tables)
+        except InvalidInputError:  # nobody asked for it, and the cut itself was checked
+            return None
     return None if held is None or outputs is None or not outputs.finite else held.facts(outputs)
 
 
