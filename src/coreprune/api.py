@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune.budget import Remove
+from coreprune.clock import Clock
 from coreprune.engine.equivalence import require
 from coreprune.engine.inputs import Prior, drawn, prior_of
 from coreprune.engine.local import Progress
@@ -26,13 +28,14 @@ from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
 from coreprune.plan import Made, Plan
-from coreprune.planning import Wish, decided, radius_of
+from coreprune.planning import decided, measured_outputs
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 from coreprune.result import Pruned, configured, load, read_claims, read_structure
 from coreprune.surgery.apply import install, size, spared_copy
 from coreprune.surgery.attributes import follow
 from coreprune.surgery.edits import edited
+from coreprune.wish import Wish, radius_of
 
 __all__ = ["apply", "inspect", "plan", "prune", "verify"]
 
@@ -67,13 +70,14 @@ def plan(
     *,
     remove: Remove | None = None,
     units: Mapping[str, int] | None = None,
-    budget: Mapping[str, float | str] | None = None,
+    budget: Mapping[str, Any] | None = None,
     draws: Mapping[str, int] | None = None,
     method: str = "kernel",
     prior: Prior | str | None = None,
     data: Iterable[Any] | None = None,
     reweight: bool = False,
     ignore: Iterable[str] = (),
+    protect: Mapping[str, float | int] | None = None,
     radius: float | None = None,
     kinds: Iterable[str] | None = None,
     uniform: bool | str = False,
@@ -90,8 +94,11 @@ def plan(
             arguments. A stack of Linear layers and activations needs none.
         remove: fraction of all parameters to remove, in [0, 1); or a fraction of units by site.
         units: exact numbers of units to keep, by site name or glob.
-        budget: ``{"params": 6e4 | "60%"}``, or the same with ``flops``, ``bytes``; or ``{"error": 0.05}``,
-            the relative error of the outputs that the prior predicts.
+        budget: ``{"params": 6e4 | "60%"}``, or the same with ``flops``, ``bytes``, ``latency`` (seconds of a forward
+            pass on example_inputs; ``"table"`` beside it is one that was measured before); or ``{"error": 0.05}``,
+            the relative error of the outputs that the prior predicts. Or the largest cut whose outputs, measured on
+            inputs that it did not see, keep ``{"divergence": 0.1}`` (nats per token), ``{"cosine": 0.98}`` or
+            ``{"output_error": 0.05}``.
         draws: the paper's draws with replacement, by site name or glob; the survivors are fewer. Only for "sampling".
         method: a key of `coreprune.METHODS`.
         prior: where the moments of the units come from: a value such as `Gaussian(std=0.5)` or `Generated(8192)`, or a
@@ -101,6 +108,8 @@ def plan(
         data: a loader of inputs to measure on instead, short for ``prior=Data(loader)``.
         reweight: give the units that another method chose their least-squares weights under the prior.
         ignore: sites to leave whole, by name, glob or ``re:``.
+        protect: sites that a fraction or budget may not cut as it likes, by the same: the largest share of their
+            units that may go, such as ``{"*layers.0*": 0.1}``, or how many stay, a whole number from 1.
         radius: β, the largest ‖x‖ that the worst-case statements speak of; default √d for d input
             features, the norm of an input whose features are all 1. Only for stacks.
         kinds: of sites to cut: linear, gated, conv, residual, heads, experts, embedding; default all.
@@ -126,9 +135,12 @@ def plan(
     """
     wish = Wish(
         remove, units, budget, draws, method, prior, data, reweight, ignore, radius, kinds, uniform, round_to, capture,
-        seed, progress,
+        seed, progress, protect=protect,
     )  # fmt: skip
-    return decided(model, discover(model, example_inputs, capture), example_inputs, wish)[0]
+    with wish.clock.stage("capturing"):
+        found = discover(model, example_inputs, capture)
+    decision = decided(model, found, example_inputs, wish)
+    return replace(decision.plan, timing=wish.clock.timing(rest=True))
 
 
 def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> Pruned:
@@ -159,15 +171,29 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: 
           (2): Linear(in_features=3, out_features=2, bias=True)
         )
     """
-    found = None
+    found, clock = None, Clock()
     if plan.recipe.get("inputs") is not None or example_inputs is not None:
         inputs = example_inputs if example_inputs is not None else rebuilt(plan.recipe["inputs"])
-        found = discover(model, inputs, plan.recipe.get("capture", "auto"))
-    return _applied(model, plan, Made(plan.cuts, tensors_of(model), plan.shifts), found, inplace)
+        with clock.stage("capturing"):
+            found = discover(model, inputs, plan.recipe.get("capture", "auto"))
+    with clock.stage("cutting"):
+        small = _applied(model, plan, Made(plan.cuts, tensors_of(model), plan.shifts), found, inplace, clock)
+    return replace(small, timing=clock.timing(rest=True))
 
 
-def _applied(model: nn.Module, plan: Plan, made: Made, found: Inspection | None, inplace: bool) -> Pruned:
-    """`apply` with the graphs at hand, and with what the plan makes of the tensors."""
+def _applied(
+    model: nn.Module,
+    plan: Plan,
+    made: Made,
+    found: Inspection | None,
+    inplace: bool,
+    clock: Clock,
+    measure: Callable[[nn.Module], dict[str, Any] | None] | None = None,
+) -> Pruned:
+    """`apply` with the graphs and what the plan makes of the tensors at hand.
+
+    `measure` says what the cut does to the outputs, if that is not known.
+    """
     tensors = tensors_of(model)
     plan.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     attributes = tuple(follow(model, plan.cuts))
@@ -180,7 +206,11 @@ def _applied(model: nn.Module, plan: Plan, made: Made, found: Inspection | None,
     changed = made.rounded
     small = spared_copy(model, changed)
     install(small, changed, attributes)
-    require(model, small, found, plan, made.exact)
+    with clock.stage("checking"):
+        require(model, small, found, plan, made.exact)
+    outputs = measure(small) if measure and plan.cuts and "outputs" not in plan.recipe else None
+    if outputs is not None:
+        plan = replace(plan, recipe={**plan.recipe, "outputs": outputs})
     configuration = configured(model, small, plan)
     if inplace:
         install(model, changed, attributes)
@@ -195,13 +225,14 @@ def prune(
     *,
     remove: Remove | None = None,
     units: Mapping[str, int] | None = None,
-    budget: Mapping[str, float | str] | None = None,
+    budget: Mapping[str, Any] | None = None,
     draws: Mapping[str, int] | None = None,
     method: str = "kernel",
     prior: Prior | str | None = None,
     data: Iterable[Any] | None = None,
     reweight: bool = False,
     ignore: Iterable[str] = (),
+    protect: Mapping[str, float | int] | None = None,
     radius: float | None = None,
     kinds: Iterable[str] | None = None,
     uniform: bool | str = False,
@@ -220,10 +251,17 @@ def prune(
     """
     wish = Wish(
         remove, units, budget, draws, method, prior, data, reweight, ignore, radius, kinds, uniform, round_to, capture,
-        seed, progress,
+        seed, progress, protect=protect,
     )  # fmt: skip
-    found = discover(model, example_inputs, capture)
-    return _applied(model, *decided(model, found, example_inputs, wish), found, inplace)
+    clock = wish.clock
+    with clock.stage("capturing"):
+        found = discover(model, example_inputs, capture)
+    plan, made, law = decided(model, found, example_inputs, wish)
+    with clock.stage("cutting"):
+        small = _applied(
+            model, plan, made, found, inplace, clock, lambda cut: measured_outputs(model, cut, found, law, wish)
+        )
+    return replace(small, timing=clock.timing(rest=True))
 
 
 def verify(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coreprune.errors import InvalidInputError
 from coreprune.maths.hull import Curve
-from coreprune.model.groups import KINDS, Uniform, agree, alike, chosen, matching
+from coreprune.model.groups import KINDS, Protect, Uniform, agree, alike, chosen, floors, matching
 from coreprune.model.positions import positions
 from coreprune.model.site import Inspection, Site, parameters_after
 from coreprune.model.size import Size
@@ -24,6 +24,7 @@ T = TypeVar("T")
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Remove = float | Mapping[str, float]
+TICK = 1e-15  # of a second: in whole ticks costs are counted like entries
 
 
 def widths(
@@ -35,6 +36,7 @@ def widths(
     kinds: Collection[str] | None = None,
     uniform: Uniform = False,
     round_to: int | None = None,
+    protect: Protect | None = None,
 ) -> dict[str, int]:
     """Units to keep, for every site that shrinks.
 
@@ -47,6 +49,7 @@ def widths(
         kinds: what kinds of sites to cut, of `KINDS`; None for all.
         uniform: give alike sites one width, or the groups of names that get one width each.
         round_to: keep multiples of this many units, the nearest; what has fewer stays whole.
+        protect: see `coreprune.model.groups.floors`; only where `remove` is a number.
 
     Returns:
         site name → units kept.
@@ -59,6 +62,8 @@ def widths(
         raise InvalidInputError("say either remove= (a fraction) or units= (exact widths), not both and not neither")
     if units is not None and round_to is not None:
         raise InvalidInputError("round_to= was asked with units=, which are exact widths: give one of them")
+    if protect is not None and (units is not None or isinstance(remove, Mapping)):
+        raise InvalidInputError("protect= was asked with widths of sites: give it with one fraction, or a budget")
     _check_round(round_to)
     sites, groups = chosen(inspection, ignore, kinds, uniform)
     if units is not None:
@@ -68,7 +73,7 @@ def widths(
     else:
         assert remove is not None
         check_fraction(remove)
-        return _evenly(inspection, groups, remove, round_to)
+        return _evenly(inspection, groups, remove, round_to, floors(inspection.sites, protect))
     for group in groups:
         agree(group, kept)
     return kept
@@ -99,13 +104,14 @@ def draws_of(
 def allocate(
     inspection: Inspection,
     curves: Mapping[str, Tensor],
-    budget: Mapping[str, float | str],
+    budget: Mapping[str, Any],
     *,
     ignore: Iterable[str] = (),
     itemsize: int = 4,
     kinds: Collection[str] | None = None,
     uniform: Uniform = False,
     round_to: int | None = None,
+    protect: Protect | None = None,
 ) -> dict[str, int]:
     """Units to keep so that the summed error of all sites is least for what the network may cost.
 
@@ -118,28 +124,28 @@ def allocate(
         curves: err(k), k = 0 … n, by site, each a share of the variance of the site's own readers.
         budget: one of ``params``, ``flops`` (per input), ``bytes``: the most that may be left, as a number
             or as "60%" of the dense network's; or ``error``: the largest √(Σ err), the relative root
-            mean square error if the sites' errors add up.
+            mean square error if the sites' errors add up; or ``latency``, in seconds, with a ``table`` of what the
+            entries of tensors cost, see `coreprune.engine.latency`.
         itemsize: bytes per entry.
         ignore: sites to leave whole; this and the rest as in `widths`.
 
     Raises:
         InvalidInputError: a budget that is not known or cannot be met.
     """
-    if len(budget) != 1:
-        raise InvalidInputError(
-            f"the budget {dict(budget)} has {len(budget)} entries: give one of params, flops, bytes, error"
-        )
-    ((kind, asked),) = budget.items()
-    scales = {"params": 1, "flops": 2, "bytes": itemsize, "error": 1}
+    kind, asked = _only(budget)
+    scales = {"params": 1, "flops": 2, "bytes": itemsize, "error": 1, "latency": TICK}
     if kind not in scales:
         raise InvalidInputError(f"a budget of {kind!r} is not known: give one of {', '.join(scales)}")
     scale = scales[kind]
     _check_round(round_to)
     _, groups = chosen(inspection, ignore, kinds, uniform)
-    size = _operations(inspection, groups) if kind == "flops" else Size(inspection.distinct, groups)
+    least_of = floors(inspection.sites, protect)
+    size = _cost(kind, inspection, groups, budget)
     dense = size(size.units)
-    limit = _limit(kind, asked, dense * scale)
-    by = [_curve(group, curves, round_to) for group in groups]
+    whole = budget["table"]["seconds"] if kind == "latency" else dense * scale
+    fixed = whole - dense * scale  # what no cut makes less
+    limit = _limit(kind, asked, whole) - fixed
+    by = [_curve(group, curves, round_to, _floor(group, least_of)) for group in groups]
 
     def at(log_price: float) -> Ints:
         kept = size.units
@@ -160,10 +166,10 @@ def allocate(
     low, high = -40.0, 40.0  # log prices; the network shrinks as the price rises
     least = np.array([curve.choices[0] for curve in by], dtype=np.int64)
     if kind != "error" and not within(least):
-        left = size(least) / dense
+        left = (size(least) * scale + fixed) / whole
         raise InvalidInputError(
-            f"too little was left ({kind}={asked!r}): {_units(round_to)} left in every site still costs {left:.2%} "
-            f"of the dense network: ask to remove at most {math.floor((1 - left) * 1000) / 1000}"
+            f"too little was left ({kind}={asked!r}): {_units(round_to, least_of)} left in every site still costs "
+            f"{left:.2%} of the dense network: ask to remove at most {math.floor((1 - left) * 1000) / 1000}"
         )
     for _ in range(60):
         middle = (low + high) / 2
@@ -173,9 +179,15 @@ def allocate(
     return {site.name: k for group, k in zip(groups, kept.tolist(), strict=True) for site in group}
 
 
-def _curve(group: Sequence[Site], curves: Mapping[str, Tensor], round_to: int | None) -> Curve:
+def _floor(group: Sequence[Site], least: Mapping[str, int]) -> int:
+    """The fewest units that sites of one width keep."""
+    return max((least.get(site.name, 0) for site in group), default=0)
+
+
+def _curve(group: Sequence[Site], curves: Mapping[str, Tensor], round_to: int | None, floor: int) -> Curve:
     """The summed error of sites that get one width."""
     choices = _choices(group[0].units, round_to)
+    choices = choices[choices >= floor]
     total: NDArray[np.float64] = sum(curves[site.name].double() for site in group).numpy()  # type: ignore[union-attr]
     return Curve.of(choices, total[choices])
 
@@ -202,6 +214,27 @@ def _fill(kept: Ints, by: Sequence[Curve], size: Size, limit: float) -> Ints:
         else:
             step //= 2
     return kept
+
+
+def _only(budget: Mapping[str, Any]) -> tuple[str, Any]:
+    """The one thing that a budget speaks of."""
+    entries = [(kind, asked) for kind, asked in budget.items() if kind != "table"]
+    if len(entries) != 1:
+        raise InvalidInputError(
+            f"the budget {dict(budget)} has {len(budget)} entries: give one of params, flops, bytes, error, latency"
+        )
+    return entries[0]
+
+
+def _cost(kind: str, inspection: Inspection, groups: Sequence[Sequence[Site]], budget: Mapping[str, Any]) -> Size:
+    """What a budget counts, as a function of the widths."""
+    if kind == "flops":
+        return _operations(inspection, groups)
+    if kind != "latency":
+        return Size(inspection.distinct, groups)
+    shapes = {name: inspection.shapes[name] for name in budget["table"]["tensors"]}
+    ticks = {name: round(budget["table"]["tensors"][name] / math.prod(shape) / TICK) for name, shape in shapes.items()}
+    return Size(shapes, groups, biases=False, times=ticks)
 
 
 def _operations(inspection: Inspection, groups: Sequence[Sequence[Site]]) -> Size:
@@ -232,6 +265,12 @@ def _choices(units: int, round_to: int | None) -> Ints:
     return np.array([*range(step, units, step), units], dtype=np.int64)
 
 
+def _choice_from(floor: int, units: int, round_to: int | None) -> int:
+    """The least width of a site that is no less than a floor."""
+    choices = _choices(units, round_to)
+    return int(choices[choices >= floor][0]) if floor else 0
+
+
 def _rounded(kept: int, units: int, round_to: int | None) -> int:
     """The nearest multiple, from 1 of them to what fits; what is whole stays whole."""
     if kept >= units or round_to is None:
@@ -244,7 +283,9 @@ def _check_round(round_to: int | None) -> None:
         raise InvalidInputError(f"round_to={round_to!r} was asked: give a whole number from 1")
 
 
-def _units(round_to: int | None) -> str:
+def _units(round_to: int | None, protected: Mapping[str, int]) -> str:
+    if protected:
+        return "what is protected, and one unit elsewhere,"
     return "one unit" if round_to in {None, 1} else f"{round_to} units"
 
 
@@ -271,15 +312,22 @@ def _fractions(sites: Sequence[Site], remove: Mapping[str, float], round_to: int
 
 
 def _evenly(
-    inspection: Inspection, groups: Sequence[Sequence[Site]], remove: float, round_to: int | None
+    inspection: Inspection,
+    groups: Sequence[Sequence[Site]],
+    remove: float,
+    round_to: int | None,
+    protected: Mapping[str, int],
 ) -> dict[str, int]:
     """One fraction of units for every site: the smallest that brings the parameters down to the budget."""
     dense = parameters_after(inspection.distinct, [], {})
     target = (1 - remove) * dense
     size = Size(inspection.distinct, groups)
 
+    least = [_choice_from(_floor(group, protected), group[0].units, round_to) for group in groups]
+
     def at(fraction: float) -> list[int]:
-        return [_rounded(max(1, round(n * (1 - fraction))), n, round_to) for n in size.units.tolist()]
+        even = (_rounded(max(1, round(n * (1 - fraction))), n, round_to) for n in size.units.tolist())
+        return [max(k, low) for k, low in zip(even, least, strict=True)]
 
     def left(fraction: float) -> int:
         return size(np.array(at(fraction), dtype=np.int64))
@@ -288,8 +336,8 @@ def _evenly(
     if left(high) > target:
         most = 1 - left(high) / dense
         raise InvalidInputError(
-            f"remove={remove} was asked, but {_units(round_to)} left in every site removes only {most:.4f} of the "
-            f"parameters: ask for at most {int(most * 1000) / 1000}"
+            f"remove={remove} was asked, but {_units(round_to, protected)} left in every site removes only {most:.4f} "
+            f"of the parameters: ask for at most {int(most * 1000) / 1000}"
         )
     for _ in range(40):
         middle = (low + high) / 2

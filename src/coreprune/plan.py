@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coreprune.clock import Timing
 from coreprune.errors import CheckpointError
 from coreprune.io.checkpoint import read_tensors, write_tensors
 from coreprune.io.directory import new_directory
@@ -116,6 +117,7 @@ class Plan:
         shapes: shapes of the dense tensors, by name, which `apply` compares.
         shifts: what is added to statistics of the dense network, by tensor, each of the tensor's shape: see
             `coreprune.engine.correction`.
+        timing: how long the stages took that led here; no file holds it.
 
     Example:
         >>> plan = Plan((), {"method": "sampling"}, {"0.weight": (3, 2)})
@@ -127,6 +129,7 @@ class Plan:
     recipe: Mapping[str, Any]
     shapes: Mapping[str, Shape]
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing, compare=False)
 
     def __repr__(self) -> str:
         """The units of every site, before and after, as a table."""

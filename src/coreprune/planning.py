@@ -1,22 +1,23 @@
-"""From what the user asks to a plan: the request as a value, its checks, and the road for each sort of network."""
+"""From what the user asks to a plan: the road for each sort of network."""
 
 from __future__ import annotations
 
-import math
 import numbers
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
 from coreprune.engine.correction import corrections
-from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior, forced, inputs, prior_of, settled
-from coreprune.engine.local import Progress, Request, curves, decide
+from coreprune.engine.driven import Trial, Widths, asked_of, driven
+from coreprune.engine.inputs import Prior, forced, inputs, prior_of, settled
+from coreprune.engine.latency import arguments_of, fitted, with_table
+from coreprune.engine.local import Request, curves, decide
 from coreprune.engine.network import Survey, decide_network, surveyed
 from coreprune.engine.norms import Norms
+from coreprune.engine.outputs import compared, held_out
 from coreprune.engine.probes import token_tables
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.io.configs import governed
@@ -28,92 +29,117 @@ from coreprune.model.tensors import tensors_of
 from coreprune.plan import Cut, Made, Plan
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
-from coreprune.priors.generated import writes
+from coreprune.priors.generated import Generated, writes
+from coreprune.priors.matched import Matched
+from coreprune.priors.text import Text
 from coreprune.report.evidence import kept_of_curve
 from coreprune.report.recipe import versions
+from coreprune.wish import Wish, check, check_finite, check_measured, check_sites, radius_of
 
-__all__ = ["Wish", "check_finite", "decided", "radius_of"]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """The arguments of `coreprune.plan`, which explains them."""
-
-    remove: Remove | None
-    units: Mapping[str, int] | None
-    budget: Mapping[str, float | str] | None
-    draws: Mapping[str, int] | None
-    method: str
-    prior: Prior | str | None
-    data: Iterable[Any] | None
-    reweight: bool
-    ignore: Iterable[str]
-    radius: float | None
-    kinds: Iterable[str] | None
-    uniform: bool | str
-    round_to: int | None
-    capture: str
-    seed: int
-    progress: Progress | None
-
-    def law(self, model: nn.Module, found: Inspection) -> Prior:
-        """Where the law of the units comes from: what is asked for, or what suits the network."""
-        if self.data is not None:
-            return Data(self.data)
-        if self.prior is not None and self.prior != "auto":
-            return PRIORS[self.prior]() if isinstance(self.prior, str) else self.prior
-        needed = method_named(self.method).law or self.reweight
-        return automatic(model, found.graphs[0]) if found.graphs and needed else Gaussian()
+__all__ = ["Decision", "decided", "measured_outputs"]
 
 
-def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> tuple[Plan, Made]:
-    """The plan for a model whose sites are known, and what it makes of the tensors.
+class Decision(NamedTuple):
+    """A plan, what it makes of the tensors, and the prior that it was made under."""
+
+    plan: Plan
+    made: Made
+    prior: Prior
+
+
+def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> Decision:
+    """The plan for a model whose sites are known, what it makes of the tensors, and the prior that it was made under.
 
     Args:
         model: not changed. found: its sites. example_inputs: what they were found with. wish: what is asked.
     """
     wish = replace(wish, ignore=_words(wish.ignore), kinds=None if wish.kinds is None else _words(wish.kinds))
-    _check(wish)
+    check(wish)
     method = method_named(wish.method)
-    _check_sites(model, found)
+    check_sites(model, found)
+    check_measured(found, wish)
     tensors = tensors_of(model)
     check_finite(model.state_dict())
-    law, seen = _observed(model, found, wish)
+    budget = with_table(model, found, wish.budget, wish.clock)
+    wish = replace(wish, budget=budget, timed=arguments_of(model, found))
+    prior = wish.law(model, found)
+    law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)
     costs = _by_costs(model, seen, wish)
     corrected = bool(found.graphs) and (method.law or wish.reweight)
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
-    request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, norms)
-    kept, errors, survey = _widths(model, seen, tensors, wish, request)
+    request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, norms, wish.clock)
+    with wish.clock.stage("selecting"):
+        kept, errors, survey, measured = _widths(model, seen, tensors, wish, request, prior)
     drawn = draws_of(found, wish.draws or {}, kept, wish.ignore)
     cuts: tuple[Cut, ...]
-    if not found.graphs:
-        cuts = decide(model, found, tensors, kept, replace(request, draws=drawn))
-    elif drawn:
+    if found.graphs and drawn:
         raise InvalidInputError("draws= was asked of a network that is no stack: use units= or remove=")
-    else:
-        cuts = decide_network(seen, tensors, kept, request, survey)
-    cuts = tuple(_with_curve(cut, errors) for cut in cuts)
+    with wish.clock.stage("selecting"):
+        if not found.graphs:
+            cuts = decide(model, found, tensors, kept, replace(request, draws=drawn))
+        else:
+            cuts = decide_network(seen, tensors, kept, request, survey)
+        cuts = tuple(_with_curve(cut, errors) for cut in cuts)
     shifts: dict[str, Tensor] = {}
     made = Made(cuts, tensors)
     if corrected:
-        shifts = corrections(seen, tensors, made, inputs(seen.graphs[0], law, wish.seed), request.norms)
-    return Plan(cuts, _recipe(found, example_inputs, wish, law, drawn), found.shapes, shifts), made.shifted(shifts)
+        with wish.clock.stage("correcting"):
+            shifts = corrections(seen, tensors, made, inputs(seen.graphs[0], law, wish.seed), request.norms)
+    recipe = _recipe(found, example_inputs, wish, law, drawn) | measured
+    return Decision(Plan(cuts, recipe, found.shapes, shifts), made.shifted(shifts), prior)
 
 
-def _observed(model: nn.Module, found: Inspection, wish: Wish) -> tuple[Gaussian | Data, Inspection]:
+def measured_outputs(
+    model: nn.Module, small: nn.Module, found: Inspection, prior: Prior, wish: Wish
+) -> dict[str, Any] | None:
+    """What the cut does to the outputs, as plain data; None where that cannot be measured at the cost of a pass.
+
+    Args:
+        model: before. small: after. found: what was captured. prior: that the cut was made under. wish: what was asked.
+    """
+    with wish.clock.stage("measuring"):
+        tables = set(token_tables(found.graphs[0]).values())
+        try:
+            held = held_out(prior, model, found.graphs[0], wish.seed, wish.progress)
+            outputs = None if held is None else compared(model, small, held.calls, tables)
+        except InvalidInputError:  # nobody asked for it, and the cut itself was checked
+            return None
+    return None if held is None or outputs is None or not outputs.finite else held.facts(outputs)
+
+
+def _driven(
+    model: nn.Module, found: Inspection, wish: Wish, prior: Prior, trial: Trial, widths: Callable[[float], Widths]
+) -> tuple[Widths, dict[str, Any]]:
+    """The widths of the largest cut whose measured outputs keep what is asked, and what was measured of it."""
+    asked = asked_of(wish.budget)
+    assert asked is not None
+    with wish.clock.stage("measuring"):
+        held = held_out(prior, model, found.graphs[0], wish.seed, wish.progress)
+    if held is None:
+        raise InvalidInputError(
+            f"a budget of {asked[0]!r} was asked, but there are no inputs to measure on: give a loader that can be "
+            "read again, or capture='export'"
+        )
+    return driven(trial, held, widths, asked, wish.clock)
+
+
+def _observed(model: nn.Module, found: Inspection, prior: Prior, wish: Wish) -> tuple[Gaussian | Data, Inspection]:
     """The prior as noise or a loader, and the network as it was captured on inputs of that shape."""
-    prior = wish.law(model, found)
     if not found.graphs:
         if not isinstance(prior, (Gaussian, Data)):
             raise InvalidInputError(
                 f"prior={wish.prior!r} was asked of a stack of Linear layers: give a coreprune.Gaussian or data="
             )
         return prior, found
-    law, example = settled(prior, model, found.graphs[0], wish.seed, wish.progress)
+    with wish.clock.stage(_drawing(prior)):
+        law, example = settled(prior, model, found.graphs[0], wish.seed, wish.progress)
+        if isinstance(prior, Generated):
+            wish.clock.wrote(prior.sampled(model))
     if example is None:
         return law, found
-    seen = discover(model, example, wish.capture)
+    with wish.clock.stage("capturing"):
+        seen = discover(model, example, wish.capture)
     missing = {site.name for site in found.sites} - {site.name for site in seen.sites}
     if missing:
         raise InvalidInputError(
@@ -121,6 +147,12 @@ def _observed(model: nn.Module, found: Inspection, wish: Wish) -> tuple[Gaussian
             "example_inputs of that shape, or prior='noise'"
         )
     return law, seen
+
+
+def _drawing(prior: Prior) -> str:
+    """What settling a prior is, as a stage."""
+    words = {Generated: "writing text", Text: "reading text", Matched: "matching images"}
+    return words.get(type(prior), "drawing inputs")
 
 
 def _with_curve(cut: Cut, errors: Mapping[str, Tensor]) -> Cut:
@@ -136,21 +168,45 @@ def _words(value: Iterable[str]) -> tuple[str, ...]:
 
 
 def _widths(
-    model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], wish: Wish, request: Request
-) -> tuple[dict[str, int], Mapping[str, Tensor], Survey | None]:
-    """Units to keep, by site, and where a budget is shared out by error the curves and what they were observed from."""
-    shares: dict[str, Any] = {name: getattr(wish, name) for name in ("ignore", "kinds", "uniform", "round_to")}
+    model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], wish: Wish, request: Request, prior: Prior
+) -> tuple[dict[str, int], Mapping[str, Tensor], Survey | None, dict[str, Any]]:
+    """Units to keep, by site; and where a budget is shared out by error the curves, what they were observed from, and
+    what was measured if the budget is driven by that, as part of the recipe.
+    """
+    shares: dict[str, Any] = {
+        name: getattr(wish, name) for name in ("ignore", "kinds", "uniform", "round_to", "protect")
+    }
     if wish.uniform == "config":
         shares |= _configured(model, found, wish)
     if wish.budget is None and not _by_error(wish):
         if wish.remove is None and wish.units is None:
-            return {}, {}, None
-        return widths(found, remove=wish.remove, units=wish.units, **shares), {}, None
-    left = wish.budget if wish.budget is not None else {"params": _left(wish.remove)}
+            return {}, {}, None, {}
+        return widths(found, remove=wish.remove, units=wish.units, **shares), {}, None, {}
+    left: Mapping[str, Any] = wish.budget if wish.budget is not None else {"params": _left(wish.remove)}
     survey = surveyed(found, tensors, request) if found.graphs else None
     errors = curves(model, found, tensors, request) if survey is None else survey.curves
+    if asked_of(wish.budget) is not None and survey is not None:
+        law, corrected = request.prior, method_named(wish.method).law or wish.reweight
+        batches = (lambda: inputs(found.graphs[0], law, wish.seed)) if corrected else None
+        trial = Trial(model, found, tensors, replace(request, progress=None), survey, batches)
+        kept, outputs = _driven(
+            model,
+            found,
+            wish,
+            prior,
+            trial,
+            lambda share: allocate(found, errors, {"params": f"{100 * share!r}%"}, **shares),
+        )
+        return kept, errors, survey, {"outputs": outputs}
     itemsize = next(iter(tensors.values())).element_size()
-    return allocate(found, errors, left, itemsize=itemsize, **shares), errors, survey
+    if left.get("table", {}).get("fresh"):
+        with wish.clock.stage("timing"):
+            kept, table = fitted(
+                model, found, wish.timed, left["table"],
+                lambda table: allocate(found, errors, {**left, "table": table}, **shares),
+            )  # fmt: skip
+        return kept, errors, survey, {"budget": {**left, "table": table}}
+    return allocate(found, errors, left, itemsize=itemsize, **shares), errors, survey, {}
 
 
 def _by_error(wish: Wish) -> bool:
@@ -209,6 +265,7 @@ def _recipe(
         "budget": None if wish.budget is None else dict(wish.budget),
         "draws": dict(drawn) or None,
         "ignore": list(wish.ignore),
+        "protect": None if wish.protect is None else dict(wish.protect),
         "kinds": None if wish.kinds is None else list(wish.kinds),
         "uniform": wish.uniform,
         "round_to": wish.round_to,
@@ -226,59 +283,10 @@ def _recipe(
     }
 
 
-def _check_sites(model: nn.Module, found: Inspection) -> None:
-    if not found.sites:
-        reasons = list(dict.fromkeys(f"{r.name}: {r.reason}" for r in found.refused))
-        more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no layer that can be cut ({'; '.join(reasons[:8])}{more})"
-        )
-
-
 def _radius_from(radius: float | None, found: Inspection) -> str:
     if found.graphs:
         return "no worst case is stated"
     return "given" if radius is not None else f"√d for d = {found.features} input features"
-
-
-def _check(wish: Wish) -> None:
-    """Raise InvalidInputError if an argument is of a kind that cannot be meant."""
-    for name, value in (("units", wish.units), ("budget", wish.budget), ("draws", wish.draws)):
-        if value is not None and not (isinstance(value, Mapping) and value and all(isinstance(k, str) for k in value)):
-            raise InvalidInputError(f"{name}={value!r} was asked: give a dict with names as keys, such as {{'0': 150}}")
-    if isinstance(wish.remove, Mapping) and not (wish.remove and all(isinstance(k, str) for k in wish.remove)):
-        raise InvalidInputError(f"remove={wish.remove!r} was asked: give a fraction, or a dict with sites as keys")
-    if wish.prior is not None:
-        check_prior(wish.prior)
-    if wish.data is not None and not isinstance(wish.data, Iterable):
-        raise InvalidInputError(f"data={wish.data!r} was given: give a loader, or a list of batches")
-    if wish.uniform not in {True, False, "config"}:
-        raise InvalidInputError(f"uniform={wish.uniform!r} was asked: give True, False or 'config'")
-    if not isinstance(wish.seed, numbers.Integral):
-        raise InvalidInputError(f"seed={wish.seed!r} was given: give a whole number")
-    if wish.draws is not None and wish.method != "sampling":
-        raise InvalidInputError(f"draws= was asked of method={wish.method!r}: only 'sampling' draws, so use units=")
-    if wish.prior is not None and wish.data is not None:
-        raise InvalidInputError("both prior= and data= were given: give one of them")
-    asked = (wish.remove, wish.units, wish.budget)
-    if sum(one is not None for one in asked) + (wish.draws is not None and asked == (None, None, None)) != 1:
-        raise InvalidInputError(
-            "say one of remove= (a fraction), units= (exact widths) and budget=, not several or none"
-        )
-
-
-def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise InvalidInputError naming the first tensor that holds a NaN or an infinity."""
-    for name, tensor in tensors.items():
-        if tensor.is_meta:
-            raise InvalidInputError(f"{name} is on the meta device and holds no values: load the weights first")
-        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):  # a quick pass; sums may run over
-            continue
-        if not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise InvalidInputError(
-                f"{name} holds {bad} values that are NaN or infinite: nothing can be said of such a network, mend it"
-            )
 
 
 def _left(remove: Remove | None) -> str:
@@ -286,16 +294,3 @@ def _left(remove: Remove | None) -> str:
     assert isinstance(remove, numbers.Real)
     check_fraction(float(remove))
     return f"{100 * (1 - float(remove))!r}%"
-
-
-def radius_of(radius: float | None, features: int) -> float:
-    """β as it was asked, or √d.
-
-    Raises:
-        InvalidInputError: not a positive number.
-    """
-    if radius is None:
-        return math.sqrt(max(features, 1))
-    if not isinstance(radius, numbers.Real) or not (math.isfinite(radius) and radius > 0):
-        raise InvalidInputError(f"radius={radius!r} was asked: give the largest norm of an input, a positive number")
-    return float(radius)

@@ -23,12 +23,12 @@ from coreprune.model.capture import Arguments, Captured, rebuilt
 from coreprune.model.discover import discover
 from coreprune.model.network import plain_module
 from coreprune.model.tensors import tensors_of
-from coreprune.planning import check_finite
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
 from coreprune.result import Pruned
+from coreprune.wish import check_finite
 
 __all__ = ["Wish", "distill", "recovered"]
 
@@ -111,7 +111,7 @@ def distill(
         return recovered(small, dense, {}, wish)[0]
     trained, facts = recovered(small.model, dense, small.plan.recipe, wish)
     known = {
-        key: value for key, value in small.plan.recipe.items() if key != "perplexity"
+        key: value for key, value in small.plan.recipe.items() if key not in {"perplexity", "outputs"}
     }  # it was the untrained one's
     return replace(small, model=trained, plan=replace(small.plan, recipe={**known, "distilled": facts}))
 

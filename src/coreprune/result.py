@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from coreprune.clock import Timing
 from coreprune.engine.verify import Verification
 from coreprune.errors import InvalidInputError
 from coreprune.io.checkpoint import write_tensors
@@ -21,6 +22,7 @@ from coreprune.plan import Plan
 from coreprune.reading import FORMAT, load, plain, read_claims, read_structure, state_of
 from coreprune.report.beside import Beside, beside_of
 from coreprune.report.card import card
+from coreprune.report.cost import Cost
 from coreprune.report.notebook import repr_html
 from coreprune.report.numbers import numbers
 from coreprune.report.page import write
@@ -42,6 +44,7 @@ class Pruned:
         dense_bytes: bytes of the same.
         followed: attributes that were changed beside those that the tensors tell.
         configuration: for a model of `transformers`, the configuration that makes the smaller one, or why none does.
+        timing: how long each stage took, in seconds and as shares; print it. No file holds it.
 
     Example:
         >>> import coreprune as cp
@@ -59,6 +62,7 @@ class Pruned:
     dense_bytes: int
     followed: tuple[Followed, ...] = ()
     configuration: Configuration = field(default_factory=lambda: Configuration(None))
+    timing: Timing = field(default_factory=Timing, compare=False)
 
     def __repr__(self) -> str:
         """The class of the network and its size; `summary` says more, and is what print shows."""
@@ -90,6 +94,32 @@ class Pruned:
         """What a notebook shows."""
         return repr_html(self.plan, (self.dense_parameters, self.dense_bytes), (self.parameters, self.bytes))
 
+    def speed(
+        self,
+        dense: nn.Module,
+        example_inputs: Any = None,
+        *,
+        runtimes: Iterable[str] = ("eager",),
+        seconds: float = 2.0,
+    ) -> Cost:
+        """Run both networks, in turns: multiply-adds, time, and of causal language models tokens per second.
+
+        Args:
+            dense, example_inputs, runtimes: see `report`. seconds: to spend on each thing that is timed.
+
+        Returns:
+            The numbers; print them, or look at them in a notebook.
+
+        Example:
+            >>> import coreprune as cp
+            >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> cp.prune(net, units={"0": 3}).speed(net, seconds=0).multiply_adds
+            Change(before=48, after=18)
+        """
+        beside = beside_of(dense, self.model, self.plan.recipe, example_inputs, seconds=seconds, runtimes=runtimes)
+        assert beside.cost is not None
+        return beside.cost
+
     def report(
         self,
         path: str | Path,
@@ -97,16 +127,18 @@ class Pruned:
         example_inputs: Any = None,
         *,
         checked: Verification | None = None,
+        runtimes: Iterable[str] = ("eager",),
         force: bool = False,
     ) -> Path:
         """Write a page about the result, one HTML file that needs nothing else, and its numbers as JSON beside it.
 
         Args:
             path: of the page, such as report.html.
-            dense: the network that was cut; with it multiply-adds are counted, time is measured, and what could
-                not be cut is listed.
+            dense: the network that was cut; with it multiply-adds are counted, time is measured and of language
+                models tokens per second, and what could not be cut is listed.
             example_inputs: one batch to measure on; default inputs of the shapes that the plan was made with.
             checked: what `verify` found, to be reported too.
+            runtimes: to time a forward pass in: "eager", "compile" (torch.compile), "onnx" (onnxruntime).
             force: replace a file that coreprune did not write.
 
         Returns:
@@ -114,6 +146,7 @@ class Pruned:
 
         Raises:
             CheckpointError: a file is there that is no report, or the disk refuses.
+            InvalidInputError: a runtime that is not known.
             CorepruneError: jinja2 is not installed.
 
         Example:
@@ -124,7 +157,7 @@ class Pruned:
         """
         beside = Beside()
         if dense is not None:
-            beside = beside_of(dense, self.model, self.plan.recipe, example_inputs, checked=checked)
+            beside = beside_of(dense, self.model, self.plan.recipe, example_inputs, checked=checked, runtimes=runtimes)
         elif checked is not None:
             beside = Beside(checked=(checked.statements(), checked.to_json()))
         return write(path, numbers(self._structure(self._tensors()), type(self.model).__name__, beside), force=force)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import two_sites
 from report.results import made, site, structure
 from safetensors.torch import save_file
@@ -81,3 +82,28 @@ def test_sites_stay_in_forward_order():
 
     found = compare(cut("a", "c", "d"), cut("b", "c", "e"))
     assert [pair.name for pair in found.sites] == ["a", "b", "c", "e", "d"]
+
+
+def test_both_are_run_where_that_is_asked(command, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
+    good(command("prune", "dense", "small", "--remove", "0.1", "--prior", "noise"))
+    out = good(command("compare", "dense", "small", "--speed", "--seconds", "0"))
+    assert "writing, tokens/s" in out
+    assert "a forward pass" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    body = json.loads(good(command("compare", "dense", "small", "--speed", "--seconds", "0", "--json")))
+    assert min(body["cost"]["generation"]["written_per_second"]) > 0
+    assert "cost" in json.loads(good(command("compare", "dense", "small", "--json")))
+
+
+def test_what_transformers_does_not_open_is_not_run(command):
+    good(command("prune", MODEL, "small", "--units", "0=5"))
+    code, _, err = command("compare", "small", "small", "--speed")
+    assert code == 2
+    assert "coreprune report OUT --model MODEL" in err

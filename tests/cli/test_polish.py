@@ -102,6 +102,7 @@ def test_json_is_all_that_is_printed(command, words):
 
 def test_json_of_prune_and_apply_is_that_of_the_report(command):
     pruned = json.loads(good(command("prune", MODEL, "small", "--units", "0=5", "--json")))
+    assert pruned.pop("timing")["seconds"]  # of the run alone
     assert pruned == json.loads(good(command("report", "small", "--json")))
     good(command("plan", MODEL, "-o", "plan", "--units", "0=5"))
     applied = json.loads(good(command("apply", MODEL, "plan", "-o", "other", "--json")))
@@ -318,3 +319,20 @@ def test_commands_are_listed_in_the_order_of_their_use():
     with click.Context(cli) as context:
         names = cli.list_commands(context)
     assert names.index("inspect") < names.index("plan") < names.index("apply") < names.index("verify")
+
+
+@needs_pty
+def test_what_took_how_long_is_told_at_the_end_where_someone_looks(tmp_path):
+    told = on_a_terminal(tmp_path)
+    assert re.search(r"took [0-9.]+ s: \w+ \d+%", told)
+
+
+def test_what_took_how_long_is_in_the_json_and_otherwise_only_told_when_asked(command):
+    body = json.loads(good(command("prune", MODEL, "small", "--units", "0=5", "--json")))
+    assert {"reading", "selecting", "cutting", "saving"} <= set(body["timing"]["seconds"])
+    assert sum(body["timing"]["shares"].values()) == pytest.approx(1)
+    assert set(json.loads(good(command("plan", MODEL, "-o", "plan", "--units", "0=5", "--json")))["timing"]["seconds"])
+    assert "took" not in good(command("prune", MODEL, "other", "--units", "0=5"))
+    _, out, err = command("prune", MODEL, "third", "--units", "0=5", "-v")
+    assert "info: took" in err
+    assert "took" not in out

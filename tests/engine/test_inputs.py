@@ -211,7 +211,7 @@ class Reads(nn.Module):
 
 
 def with_tokens(example: Any, new: Tensor, model: nn.Module | None = None) -> Any:
-    return module._with_tokens(capture(model or Reads(), example), new)
+    return module.with_tokens(capture(model or Reads(), example), new)
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.float32], ids=str)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rich.text import Text
 from torch import nn
 
 from coreprune.cli.log import LOG
+from coreprune.clock import Clock, Timing
 from coreprune.engine.inputs import PRIORS
 from coreprune.errors import CheckpointError, InvalidInputError, UnknownNameError
 from coreprune.io import huggingface
@@ -86,22 +87,30 @@ class Source:
         network: the module.
         example: inputs to capture it with, if they are known.
         directory: the Hugging Face directory it was read from, if it was.
+        timing: of reading it.
     """
 
     network: nn.Module
     example: Any = None
     directory: Path | None = None
+    timing: Timing = field(default_factory=Timing)
 
 
 def source_of(spec: str, factory: str | None, shape: str | None = None) -> Source:
     """The network that MODEL and --factory mean, with an example of its inputs."""
+    clock = Clock()
+    with progress_bar("reading"), clock.stage("reading"):
+        found = _source_of(spec, factory, shape)
+    return replace(found, timing=clock.timing())
+
+
+def _source_of(spec: str, factory: str | None, shape: str | None) -> Source:
     place = Path(spec)
-    with progress_bar("reading"):
-        if place.is_dir() and factory is None:
-            found = huggingface.load(place)
-            inputs = example_of(shape) if shape is not None else huggingface.example_inputs(found.model)
-            return Source(found.model, inputs, place)
-        return Source(model_of(spec, factory), example_of(shape))
+    if place.is_dir() and factory is None:
+        found = huggingface.load(place)
+        inputs = example_of(shape) if shape is not None else huggingface.example_inputs(found.model)
+        return Source(found.model, inputs, place)
+    return Source(model_of(spec, factory), example_of(shape))
 
 
 def model_of(spec: str, factory: str | None) -> nn.Module:
@@ -190,7 +199,12 @@ def request_options(command: Any) -> Any:
             help=f"One of {', '.join(METHODS)}.",
             shell_complete=words(*METHODS),
         ),
-        click.option("--budget", metavar="KIND=X", help="params, flops, bytes (number or 60%) or error=0.05."),
+        click.option(
+            "--budget",
+            metavar="KIND=X",
+            help="params, flops, bytes, latency (number or 60%), error=0.05, or measured: divergence=0.1, cosine=0.98.",
+        ),
+        click.option("--table", metavar="FILE", help="Of times, for latency=.", shell_complete=files),
         click.option("--reweight", is_flag=True, help="Least-squares weights for the method's units."),
         click.option(
             "--prior",
@@ -202,6 +216,7 @@ def request_options(command: Any) -> Any:
         click.option("--mean", type=float, help="Of an input feature (prior)  [default: 0]"),
         click.option("--std", type=float, help="Of an input feature (prior)  [default: radius / sqrt(d)]"),
         click.option("--ignore", multiple=True, metavar="SITE", help="Leave these sites whole (name, glob, re:)."),
+        click.option("--protect", multiple=True, metavar="SITE=X", help="Most that may go (0.1, 10%) or units kept."),
         click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]"),
         click.option(
             "--kinds",
@@ -235,7 +250,9 @@ def request_of(options: dict[str, Any], source: Source) -> dict[str, Any]:
         kind, equals, value = options["budget"].partition("=")
         if not equals:
             raise InvalidInputError(f"--budget {options['budget']!r} has no '=': write one such as params=60%")
-        budget = {kind: value}
+        budget = {kind: value} | ({} if options["table"] is None else {"table": options["table"]})
+    if options["table"] is not None and (budget is None or "latency" not in budget):
+        raise InvalidInputError("--table goes with --budget latency=X: give both")
     return {
         "remove": remove,
         "budget": budget,
@@ -245,6 +262,7 @@ def request_of(options: dict[str, Any], source: Source) -> dict[str, Any]:
         "draws": by_name("--draws", options["draws"], int) or None,
         "method": options["method"],
         "ignore": options["ignore"],
+        "protect": by_name("--protect", options["protect"], float) or None,
         "radius": options["radius"],
         "kinds": options["kinds"] or None,
         "uniform": "config" if source.directory is not None and not options["uneven"] else False,

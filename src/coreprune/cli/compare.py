@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from safetensors import SafetensorError, safe_open
 
-from coreprune.cli.common import files
+from coreprune.cli.common import files, progress_bar
 from coreprune.cli.output import dumped, json_option, numbers_of
 from coreprune.errors import CheckpointError, InvalidInputError
+from coreprune.io import huggingface
 from coreprune.report.compare import compare as compared
 from coreprune.report.compare import comparison_text, dense_numbers
+from coreprune.report.cost import Cost, measure
 from coreprune.report.numbers import Numbers
+from coreprune.report.runtimes import check_runtimes
 
 __all__ = ["compare"]
 
@@ -23,23 +27,43 @@ _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16"
 @click.command(short_help="Two results side by side.")
 @click.argument("a", shell_complete=files)
 @click.argument("b", shell_complete=files)
+@click.option("--speed", is_flag=True, help="Also run both, in turns (directories that transformers opens).")
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="To spend on each timing.")
+@click.option("--runtimes", default="eager", show_default=True, metavar="LIST", help="eager,compile,onnx (--speed).")
 @json_option
-def compare(a: str, b: str, as_json: bool) -> None:
+def compare(a: str, b: str, speed: bool, seconds: float, runtimes: str, as_json: bool) -> None:
     """Put two results side by side: sizes, widths, errors, priors.
 
     A and B are directories that coreprune wrote; one of them may be the dense
-    network, a .safetensors file or a directory of such.
+    network, a .safetensors file or a directory of such. With --speed both are run:
+    time of a forward pass, and tokens per second that a language model writes.
 
     \b
     Examples:
       coreprune compare small/ smaller/
-      coreprune compare path/to/hugging-face-directory small/
+      coreprune compare path/to/hugging-face-directory small/ --speed
     """
     sides = [_numbers(Path(place)) for place in (a, b)]
     if not any(side.recipe for side in sides):
         raise InvalidInputError(f"neither {a} nor {b} has a structure.json: give a directory that coreprune wrote")
     found = compared(*sides)
+    if speed:
+        found = replace(found, cost=_run(a, b, seconds, check_runtimes(runtimes)))
     click.echo(dumped(found.to_json()) if as_json else comparison_text(found))
+
+
+def _run(a: str, b: str, seconds: float, runtimes: tuple[str, ...]) -> Cost:
+    """Both networks, in turns, on inputs that are drawn."""
+    for place in (a, b):
+        if not huggingface.is_directory(place):
+            raise InvalidInputError(
+                f"{place} is no directory that transformers opens, so that --speed cannot run it: use 'coreprune "
+                "report OUT --model MODEL'"
+            )
+    with progress_bar("reading"):
+        first, second = (huggingface.load(place).model for place in (a, b))
+    with progress_bar("measuring"):
+        return measure(first, second, huggingface.example_inputs(first), seconds=seconds, others=runtimes)
 
 
 def _numbers(place: Path) -> Numbers:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from coreprune.cli.common import Source
+from coreprune.clock import Clock
 from coreprune.engine.local import Progress
 from coreprune.engine.perplexity import perplexity
 from coreprune.errors import InvalidInputError
@@ -42,10 +43,15 @@ def foretold(source: Source, small: Pruned, text: str | None, progress: Progress
     if text is not None:
         texts[Path(text).name] = Text(text, length=512).draw(dense)
     seed = int(small.plan.recipe["seed"]) + 1
-    own = Generated(HELD_OUT, LENGTH).draw(dense, seed, progress)
+    clock, law = Clock(), Generated(HELD_OUT, LENGTH)
+    with clock.stage("writing text"):
+        own = law.draw(dense, seed, progress)
+        clock.wrote(law.sampled(dense))
     texts[f"{own.numel():,} tokens of the dense network's own text, held out"] = own
-    found: list[dict[str, Any]] = [
-        {"text": name, "tokens": ids.numel(), "dense": perplexity(dense, ids), "small": perplexity(small.model, ids)}
-        for name, ids in texts.items()
-    ]
-    return replace(small, plan=replace(small.plan, recipe={**small.plan.recipe, "perplexity": found}))
+    with clock.stage("measuring"):
+        found: list[dict[str, Any]] = [
+            {"text": t, "tokens": ids.numel(), "dense": perplexity(dense, ids), "small": perplexity(small.model, ids)}
+            for t, ids in texts.items()
+        ]
+    made = replace(small.plan, recipe={**small.plan.recipe, "perplexity": found})
+    return replace(small, plan=made, timing=small.timing + clock.timing())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +14,25 @@ from typing import Any
 import click
 
 from coreprune.cli.common import Source
+from coreprune.cli.log import LOG
+from coreprune.clock import Clock, Timing
 from coreprune.plan import Plan
 from coreprune.report.beside import Beside
 from coreprune.report.cost import Change
 from coreprune.report.numbers import Numbers, numbers
+from coreprune.report.text import wrap
 from coreprune.result import Pruned, read_structure
 
-__all__ = ["dumped", "echo_perplexities", "json_option", "numbers_of", "recorded", "weight_bytes", "write"]
+__all__ = [
+    "dumped",
+    "echo_perplexities",
+    "echo_timing",
+    "json_option",
+    "numbers_of",
+    "recorded",
+    "weight_bytes",
+    "write",
+]
 
 
 def json_option(command: Any) -> Any:
@@ -45,19 +59,33 @@ def write(small: Pruned, out: str, source: Source, *, force: bool, as_json: bool
 
     It is a directory that ``from_pretrained`` opens if it came from one and its configuration fits.
     """
-    small = replace(small, plan=recorded(small.plan))
-    if source.directory is not None and small.configuration.config is not None:
-        small.save_pretrained(out, source.directory, force=force)
-        how = f": open it with transformers.{type(small.model).__name__}.from_pretrained({out!r})"
-    else:
-        small.save(out, force=force)
-        how = ""
+    small, clock = replace(small, plan=recorded(small.plan)), Clock()
+    with clock.stage("saving"):
+        how = _saved(small, out, source, force)
+    timing = source.timing + small.timing + clock.timing()
     if as_json:
-        click.echo(dumped(numbers_of(out, source.directory).to_json()))
+        click.echo(dumped(numbers_of(out, source.directory).to_json() | {"timing": timing.to_json()}))
         return
     click.echo(small.summary())
     echo_perplexities(small.plan.recipe)
     click.echo(f"written to {out}{how}")
+    echo_timing(timing)
+
+
+def echo_timing(timing: Timing) -> None:
+    """Say on stderr, where that is a terminal or -v is given, what took how long."""
+    LOG.info("%s", timing)
+    if sys.stderr.isatty() and not LOG.isEnabledFor(logging.INFO):
+        click.echo("\n".join(wrap(str(timing))), err=True)
+
+
+def _saved(small: Pruned, out: str, source: Source, force: bool) -> str:
+    """Write it, and return how it is opened, in words that follow its place."""
+    if source.directory is not None and small.configuration.config is not None:
+        small.save_pretrained(out, source.directory, force=force)
+        return f": open it with transformers.{type(small.model).__name__}.from_pretrained({out!r})"
+    small.save(out, force=force)
+    return ""
 
 
 def echo_perplexities(recipe: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ import click
 
 from coreprune import api
 from coreprune.cli.common import model_options, progress_bar, request_of, request_options, source_of
-from coreprune.cli.output import dumped, json_option, recorded
+from coreprune.cli.output import dumped, echo_timing, json_option, recorded
+from coreprune.clock import Clock
 
 __all__ = ["plan"]
 
@@ -29,14 +30,17 @@ def plan(
     source = source_of(model, factory, shape)
     with progress_bar("planning") as progress:
         decided = api.plan(source.network, source.example, progress=progress, **request_of(options, source))
-    decided = recorded(decided)
-    decided.save(output, force=force)
+    decided, clock = recorded(decided), Clock()
+    with clock.stage("saving"):
+        decided.save(output, force=force)
+    timing = source.timing + decided.timing + clock.timing()
     if as_json:
         sites = [
             {"name": cut.site.name, "kind": cut.site.kind, "units": cut.site.units, "kept": cut.kept.tolist()}
             | {"evidence": cut.evidence}
             for cut in decided.cuts
         ]
-        click.echo(dumped({"recipe": decided.recipe, "sites": sites, "written_to": output}))
+        click.echo(dumped({"recipe": decided.recipe, "sites": sites, "written_to": output, "timing": timing.to_json()}))
         return
     click.echo(f"{decided}\nwritten to {output}")
+    echo_timing(timing)

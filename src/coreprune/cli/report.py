@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import webbrowser
+from typing import NamedTuple
 
 import click
 
 from coreprune import api
-from coreprune.cli.common import files, progress_bar, source_of
+from coreprune.cli.common import files, progress_bar, source_of, words
 from coreprune.cli.output import dumped, json_option, numbers_of
 from coreprune.errors import InvalidInputError
 from coreprune.report.beside import Beside, beside_of
 from coreprune.report.page import write
+from coreprune.report.runtimes import RUNTIMES, check_runtimes
 from coreprune.result import load, read_structure
 
 __all__ = ["report"]
@@ -30,7 +32,15 @@ __all__ = ["report"]
 @click.option("--factory", metavar="MODULE:NAME", help="Makes the network of a .safetensors file.")
 @click.option("--input", "shape", metavar="SHAPE", help="Shape of the batch to measure on  [default: as when cut]")
 @click.option("--verify", "check", is_flag=True, help="Recompute the guarantees too; takes --model.")
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="To spend on timing.")
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="To spend on each timing.")
+@click.option(
+    "--runtimes",
+    default="eager",
+    show_default=True,
+    metavar="LIST",
+    help="To time a forward pass in: eager,compile,onnx.",
+    shell_complete=words(*RUNTIMES),
+)
 @click.option("--open", "show", is_flag=True, help="Open the page in a browser.")
 @click.option("--force", is_flag=True, help="Replace a PAGE that coreprune did not write.")
 @json_option
@@ -42,6 +52,7 @@ def report(
     shape: str | None,
     check: bool,
     seconds: float,
+    runtimes: str,
     show: bool,
     force: bool,
     as_json: bool,
@@ -56,11 +67,13 @@ def report(
       coreprune report small/
       coreprune report small/ -o small.html --model coreprune.demo:lenet --open
     """
-    beside = Beside()
+    beside, names = Beside(), check_runtimes(runtimes)
     if model is not None:
-        beside = _looked_at(out, model, factory, shape, check, seconds)
-    elif check or factory is not None or shape is not None:
-        raise InvalidInputError("--verify, --factory and --input speak of the dense network: name it with --model")
+        beside = _looked_at(out, model, factory, shape, check, Timed(seconds, names))
+    elif check or factory is not None or shape is not None or names != ("eager",):
+        raise InvalidInputError(
+            "--verify, --factory, --input and --runtimes speak of the dense network: name it with --model"
+        )
     found = numbers_of(out, model, beside)
     if as_json:
         click.echo(dumped(found.to_json()))
@@ -71,7 +84,14 @@ def report(
         webbrowser.open(page.resolve().as_uri())
 
 
-def _looked_at(out: str, model: str, factory: str | None, shape: str | None, check: bool, seconds: float) -> Beside:
+class Timed(NamedTuple):
+    """How long each thing is timed, and in what runtimes."""
+
+    seconds: float
+    runtimes: tuple[str, ...]
+
+
+def _looked_at(out: str, model: str, factory: str | None, shape: str | None, check: bool, timed: Timed) -> Beside:
     """What the dense network tells beside the result."""
     source = source_of(model, factory, shape)
     small = load(out, lambda: copy.deepcopy(source.network))
@@ -82,4 +102,4 @@ def _looked_at(out: str, model: str, factory: str | None, shape: str | None, che
     inputs = None if shape is None else source.example
     recipe = read_structure(out)["recipe"]
     with progress_bar("measuring"):
-        return beside_of(source.network, small, recipe, inputs, checked=checked, seconds=seconds)
+        return beside_of(source.network, small, recipe, inputs, checked=checked, **timed._asdict())

@@ -33,7 +33,18 @@ from coreprune.priors.generated import Generated, places, writes
 from coreprune.priors.matched import Matched, matches
 from coreprune.priors.text import Text, reads
 
-__all__ = ["PRIORS", "Prior", "automatic", "check_prior", "drawn", "forced", "inputs", "prior_of", "settled"]
+__all__ = [
+    "PRIORS",
+    "Prior",
+    "automatic",
+    "check_prior",
+    "drawn",
+    "forced",
+    "inputs",
+    "prior_of",
+    "settled",
+    "with_tokens",
+]
 
 Prior = Gaussian | Data | Generated | Text | Matched
 
@@ -182,17 +193,17 @@ def settled(
         return prior, None
     ids = prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
     rows = min(max(2, TOKENS // ids.shape[1]), len(ids))  # of a batch, which the network is then captured with
-    calls = [_with_tokens(captured, part) for part in ids[: len(ids) // rows * rows].split(rows)]
+    calls = [with_tokens(captured, part) for part in ids[: len(ids) // rows * rows].split(rows)]
     own = isinstance(prior, Text) and prior.data_used
     law = Drawn(calls, False, prior.said, given=own)
-    return law, _with_tokens(captured, ids[:rows])
+    return law, with_tokens(captured, ids[:rows])
 
 
 def _follow(captured: Captured, prior: Generated | Text, model: nn.Module) -> bool:
     """Whether text can be put in the place of the example's tokens."""
     try:
         rows = torch.zeros(batch_size(captured) + 1, min(prior.length, places(model)), dtype=torch.int64)
-        _with_tokens(captured, rows if isinstance(prior, Generated) else prior.draw(model)[: len(rows)])
+        with_tokens(captured, rows if isinstance(prior, Generated) else prior.draw(model)[: len(rows)])
     except InvalidInputError:
         return False
     return True
@@ -219,7 +230,7 @@ def _operations(captured: Captured) -> float:
     return math.inf if outputs is None else float(counter.get_total_flops())
 
 
-def _with_tokens(captured: Captured, ids: Tensor) -> Arguments:
+def with_tokens(captured: Captured, ids: Tensor) -> Arguments:
     """The example's arguments with other tokens; what has the tokens' shape, such as a mask, follows them.
 
     Raises:

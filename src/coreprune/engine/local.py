@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune.clock import Clock
 from coreprune.engine.norms import Norms
 from coreprune.errors import InvalidInputError
 from coreprune.maths.bounds import error_of_draws, total_sensitivity
@@ -50,6 +51,7 @@ class Request:
         progress: called before each site.
         costs: whether units are chosen by what they cost the whole network, and not their readers alone.
         norms: takes in what the dense network's BatchNorms get when it is observed.
+        clock: takes the time of observing.
     """
 
     method: Method
@@ -61,6 +63,7 @@ class Request:
     progress: Progress | None = None
     costs: bool = False
     norms: Norms | None = None
+    clock: Clock = field(default_factory=Clock, compare=False)
 
 
 def decide(

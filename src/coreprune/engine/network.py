@@ -178,7 +178,8 @@ def _observe(
     taps = [taps for site in sites for taps in found.taps[site.name]]
     batches = list(inputs(found.graphs[0], request.prior, request.seed))
     try:
-        found_moments = _seen(found, tensors, taps, batches, request)
+        with request.clock.stage("observing"):
+            found_moments = _seen(found, tensors, taps, batches, request)
     except (RuntimeError, IndexError, TypeError) as error:
         if isinstance(request.prior, Gaussian):
             raise

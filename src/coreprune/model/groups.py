@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,9 +12,10 @@ from fnmatch import fnmatchcase
 from coreprune.errors import InvalidInputError, UnknownNameError
 from coreprune.model.site import Inspection, Site
 
-__all__ = ["KINDS", "Uniform", "agree", "alike", "chosen", "matching"]
+__all__ = ["KINDS", "Protect", "Uniform", "agree", "alike", "chosen", "floors", "matching"]
 
 Uniform = bool | Sequence[Collection[str]]
+Protect = Mapping[str, float | int]
 
 #: what a site can be a site of
 KINDS = ("linear", "gated", "conv", "residual", "heads", "experts", "embedding")
@@ -70,6 +73,36 @@ def chosen(
     groups += [[site] for name, site in sites.items() if name not in names]
     order = {name: i for i, name in enumerate(sites)}
     return list(sites.values()), sorted((g for g in groups if g), key=lambda group: order[group[0].name])
+
+
+def floors(sites: Sequence[Site], protect: Protect | None) -> dict[str, int]:
+    """The fewest units that protected sites keep, by name; names have the last word over globs.
+
+    Args:
+        sites: all there are. protect: by name, glob or ``re:``, the largest share of units that may go, a fraction
+            in [0, 1), or the fewest units that stay, a whole number from 1.
+
+    Raises:
+        InvalidInputError: neither of the two, or more units than a site has.
+        UnknownNameError: a pattern that matches nothing.
+    """
+    names = {site.name for site in sites}
+    least: dict[str, int] = {}
+    for pattern, most in sorted((protect or {}).items(), key=lambda item: item[0] in names):
+        number = float(most) if isinstance(most, numbers.Real) and not isinstance(most, bool) else -1.0
+        whole = number >= 1 and number.is_integer()
+        if not whole and not 0 <= number < 1:
+            raise InvalidInputError(
+                f"protect={most!r} was asked of {pattern!r}: give the share that may go, at least 0 and below 1, or "
+                "how many units stay, a whole number from 1"
+            )
+        for site in matching(sites, pattern):
+            if whole and number > site.units:
+                raise InvalidInputError(
+                    f"protect={most!r} was asked of site {site.name!r}, which has {site.units}: give at most so many"
+                )
+            least[site.name] = int(number) if whole else site.units - math.floor(site.units * number + 1e-9)
+    return least
 
 
 def _group(names: Sequence[str], sites: Mapping[str, Site]) -> list[Site]:

@@ -86,6 +86,12 @@ class Generated:
             parts.append(sample(writer, part, length, generator, self.temperature, step))
         return torch.cat(parts)
 
+    def sampled(self, model: nn.Module) -> int:
+        """How many tokens `draw` samples: all but those that begin a sequence."""
+        config: Any = model.config
+        length = min(self.length, places(model))
+        return -(-self.tokens // length) * (length - (1 if _first(config) is None else 2))
+
 
 def writes(model: nn.Module) -> bool:
     """Whether a network is a causal language model of `transformers`, whose own text can be sampled."""

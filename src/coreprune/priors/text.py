@@ -64,6 +64,17 @@ class Text:
         Raises:
             InvalidInputError: no tokenizer, no such file, or too little text.
         """
+        return self._windows(model)[0]
+
+    def held_out(self, model: nn.Module, tokens: int) -> tuple[Tensor, bool]:
+        """Sequences that `draw` leaves out, up to so many tokens, and whether there are some: else some of its own."""
+        taken, left = self._windows(model)
+        found = left if len(left) else taken
+        count = min(max(1, tokens // found.shape[1]), len(found))
+        return found[torch.linspace(0, len(found) - 1, count).long()], bool(len(left))
+
+    def _windows(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """The sequences that are used, evenly from the whole text, and those that are left out."""
         file = Path(self.path) if self.path is not None else GENERIC
         try:
             text = file.read_text(encoding="utf-8")
@@ -87,10 +98,12 @@ class Text:
             )
         windows = running[: count * inner].view(count, inner)
         wanted = max(1, self.tokens // length)
+        used = torch.full((count,), count <= wanted)
         if count > wanted:
-            windows = windows[torch.linspace(0, count - 1, wanted).long()]
-        ends = [torch.tensor(part, dtype=torch.int64).expand(len(windows), -1) for part in (before, after)]
-        return torch.cat([ends[0], windows, ends[1]], 1)
+            used[torch.linspace(0, count - 1, wanted).long()] = True
+        ends = [torch.tensor(part, dtype=torch.int64).expand(count, -1) for part in (before, after)]
+        whole = torch.cat([ends[0], windows, ends[1]], 1)
+        return whole[used], whole[~used]
 
 
 def reads(model: nn.Module) -> bool:

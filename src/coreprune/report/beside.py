@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,7 @@ def beside_of(
     *,
     checked: Verification | None = None,
     seconds: float = 2.0,
+    runtimes: Iterable[str] = ("eager",),
 ) -> Beside:
     """Look at the dense network and run both.
 
@@ -55,7 +56,8 @@ def beside_of(
         recipe: of the plan; its inputs are used where none are given.
         example_inputs: one batch as the networks take it.
         checked: what `verify` found, to be reported too.
-        seconds: to spend on timing.
+        seconds: to spend on each thing that is timed.
+        runtimes: see `coreprune.report.cost.measure`.
 
     Raises:
         InvalidInputError: the inputs do not fit.
@@ -71,5 +73,6 @@ def beside_of(
     if inputs is None:
         like = next(dense.parameters())
         inputs = torch.zeros(1, found.features, dtype=like.dtype, device=like.device)
+    cost = measure(dense, small, inputs, seconds=seconds, others=runtimes)
     statements = None if checked is None else (checked.statements(), checked.to_json())
-    return Beside(cost=measure(dense, small, inputs, seconds=seconds), inspection=found, checked=statements)
+    return Beside(cost=cost, inspection=found, checked=statements)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coreprune.report.text import outputs_text
+
 __all__ = ["card"]
 
 
@@ -35,6 +37,7 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
         f"- Prior: {recipe['prior']}",
         f"- Data used: {'yes' if recipe['data_used'] else 'no'}",
         f"- Seed: {recipe['seed']}",
+        *([] if not recipe.get("outputs") else [f"- Outputs, before against after: {outputs_text(recipe['outputs'])}"]),
         *([] if not trained else [_training(trained)]),
         *(f"- Command: `{command}`" for command in recipe.get("commands", ())),
         *(f"- {name} {version}" for name, version in (recipe.get("versions") or {}).items()),

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coreprune.report.cost import Change
+from coreprune.report.cost import Change, Cost
 from coreprune.report.numbers import Numbers, Row
 from coreprune.report.recipe import versions
+from coreprune.report.speed import speed_text
 from coreprune.report.text import bytes_text, table, wrap
 
 __all__ = ["Comparison", "Pair", "compare", "comparison_text", "dense_numbers"]
@@ -39,6 +40,7 @@ class Comparison:
         names, methods, priors, parameters, tensor_bytes, file_bytes, multiply_adds: of A and of B.
         sites: all that shrank in either.
         note: why they may not be compared site by site; empty if they may.
+        cost: what was measured by running both, A as before and B as after; None if they were not run.
     """
 
     names: tuple[str, str]
@@ -50,10 +52,14 @@ class Comparison:
     multiply_adds: tuple[int | None, int | None]
     sites: tuple[Pair, ...]
     note: str = ""
+    cost: Cost | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        return {"kind": "comparison", "version": 1, **asdict(self)}
+        plain: dict[str, Any] = {"kind": "comparison", "version": 1, **asdict(self)}
+        if self.cost is not None and self.cost.generation is not None:
+            plain["cost"]["generation"] |= self.cost.generation.to_json()
+        return plain
 
 
 def dense_numbers(name: str, parameters: int, tensor_bytes: int, file_bytes: int) -> Numbers:
@@ -140,6 +146,8 @@ def comparison_text(found: Comparison, width: int = 80) -> str:
         if pair != (None, None)
     ]
     lines.append("\n" + table(["", "A", "B", "B / A"], rows))
+    if found.cost is not None:
+        lines.append("\n" + speed_text(found.cost, ("A", "B")))
     if found.sites:
         lines.append("\n" + _sites(found, width))
     if found.priors[0] == found.priors[1]:

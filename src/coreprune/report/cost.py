@@ -1,10 +1,8 @@
-"""What a network costs to run: multiply-adds, counted as they happen, and time, dense and small in turns."""
+"""What a network costs to run: multiply-adds, counted as they happen, time, and tokens per second."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import arguments, evaluating, first_line
+from coreprune.report.generation import Generation, generation
+from coreprune.report.runtimes import Runtime, check_runtimes, runtimes
+from coreprune.report.turns import Latency, timed
 
 __all__ = ["Change", "Cost", "Latency", "measure", "multiply_adds"]
-
-FEWEST, MOST = 5, 200  # runs of each network
 
 
 @dataclass(frozen=True)
@@ -41,59 +40,63 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Time of one forward pass, in seconds.
-
-    Attributes:
-        before, after: medians. before_quartiles, after_quartiles: first and third.
-        runs: of each network, in turns. threads: of torch. device: type of device.
-    """
-
-    before: float
-    after: float
-    before_quartiles: tuple[float, float]
-    after_quartiles: tuple[float, float]
-    runs: int
-    threads: int
-    device: str
-
-    @property
-    def speedup(self) -> float:
-        """Before / after."""
-        return self.before / self.after
-
-
-@dataclass(frozen=True)
 class Cost:
     """What both networks cost on the same inputs.
 
     Attributes:
         inputs: shapes of the inputs, in words.
         multiply_adds: of one forward pass on all of them.
-        latency: of the same.
+        latency: of the same, in PyTorch as it is.
+        dtype: of the small network's tensors.
+        generation: of causal language models, how fast they read and write.
+        runtimes: the same forward pass elsewhere, where that was asked for.
     """
 
     inputs: str
     multiply_adds: Change
     latency: Latency
+    dtype: str = "float32"
+    generation: Generation | None = None
+    runtimes: tuple[Runtime, ...] = ()
+
+    def __str__(self) -> str:
+        """What was timed, as a table."""
+        from coreprune.report.speed import speed_text
+
+        return speed_text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from coreprune.report.speed import speed_html
+
+        return speed_html(self)
 
 
-def measure(dense: nn.Module, small: nn.Module, example_inputs: Any, *, seconds: float = 2.0) -> Cost:
+def measure(
+    dense: nn.Module,
+    small: nn.Module,
+    example_inputs: Any,
+    *,
+    seconds: float = 2.0,
+    others: Iterable[str] = ("eager",),
+) -> Cost:
     """Run both networks on the same inputs, in evaluation mode.
 
     Args:
         dense: before. small: after. Neither is changed.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
-        seconds: to spend on timing; each network runs 5 times at least and 200 times at most.
+        seconds: to spend on each thing that is timed; each network runs 5 times at least and 200 times at most.
+        others: runtimes to measure in beside PyTorch as it is: "compile", "onnx".
 
     Raises:
-        InvalidInputError: the inputs do not fit.
+        InvalidInputError: the inputs do not fit, or a runtime is not known.
 
     Example:
         >>> net, less = nn.Linear(6, 4), nn.Linear(6, 2)
         >>> measure(net, less, torch.zeros(3, 6), seconds=0).multiply_adds
         Change(before=72, after=36)
     """
+    names = [name for name in check_runtimes(others) if name != "eager"]
     args, kwargs = arguments(example_inputs)
     with evaluating(dense, small), torch.no_grad():
         try:
@@ -103,8 +106,11 @@ def measure(dense: nn.Module, small: nn.Module, example_inputs: Any, *, seconds:
                 f"the inputs do not fit the network ({first_line(error)}): give one batch as the network takes "
                 "it, on the command line its shape (--input)"
             ) from error
-        latency = _latency(lambda: dense(*args, **kwargs), lambda: small(*args, **kwargs), _device(small), seconds)
-    return Cost(_words(args, kwargs), counted, latency)
+        latency = timed(lambda: dense(*args, **kwargs), lambda: small(*args, **kwargs), _device(small), seconds)
+        written = generation(dense, small, seconds)
+        elsewhere = runtimes(dense, small, args, kwargs, names, seconds)
+    kind = next((str(t.dtype).removeprefix("torch.") for t in small.parameters()), "float32")
+    return Cost(_words(args, kwargs), counted, latency, kind, written, elsewhere)
 
 
 def multiply_adds(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -117,30 +123,6 @@ def multiply_adds(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
-
-
-def _latency(before: Callable[[], Any], after: Callable[[], Any], device: torch.device, seconds: float) -> Latency:
-    """Both in turns, so that what else the machine does falls on both alike."""
-    times: tuple[list[float], list[float]] = ([], [])
-    calls = (before, after)
-    for call in (*calls, *calls):  # the first calls pay for what is set up once
-        call()
-    end = time.perf_counter() + seconds
-    while len(times[0]) < FEWEST or (time.perf_counter() < end and len(times[0]) < MOST):
-        for call, taken in zip(calls, times, strict=True):
-            _wait(device)
-            start = time.perf_counter()
-            call()
-            _wait(device)
-            taken.append(time.perf_counter() - start)
-    (a, x, b), (c, y, d) = (statistics.quantiles(taken, n=4) for taken in times)
-    return Latency(x, y, (a, b), (c, d), len(times[0]), torch.get_num_threads(), device.type)
-
-
-def _wait(device: torch.device) -> None:
-    """For the device to have done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from coreprune.plan import Cut, Plan
-from coreprune.report.text import bytes_text, rows_of, starred
+from coreprune.report.text import bytes_text, outputs_text, rows_of, starred
 
 __all__ = ["repr_html"]
 
@@ -34,11 +34,13 @@ def repr_html(plan: Plan, before: tuple[int, int], after: tuple[int, int]) -> st
     rows = [_row(group, [cuts[name] for name in group]) for group in groups[:MOST]]
     more = f"<p>and {len(groups) - MOST} more groups of sites: see summary()</p>" if len(groups) > MOST else ""
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
+    known = plan.recipe.get("outputs")
+    outputs = f"; outputs: {escape(outputs_text(known))}" if known else ""
     data = "with data" if plan.recipe.get("data_used") else "without data"
     return (
         f"<p><strong>{before[0]:,} → {after[0]:,} parameters</strong> ({removed:.1%} removed), "
         f"{bytes_text(before[1])} → {bytes_text(after[1])}; method {escape(str(plan.recipe['method']))}, {data}; "
-        f"prior: {escape(str(plan.recipe['prior']))}</p>" + (table if cuts else "<p>nothing was cut</p>")
+        f"prior: {escape(str(plan.recipe['prior']))}{outputs}</p>" + (table if cuts else "<p>nothing was cut</p>")
     )
 
 

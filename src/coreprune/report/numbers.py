@@ -114,6 +114,8 @@ class Numbers:
         """As plain data, without infinities, which JSON has not."""
         plain = _finite({"kind": "report", "version": VERSION, **asdict(self)})
         assert isinstance(plain, dict)
+        if self.cost is not None and self.cost.generation is not None:
+            plain["cost"]["generation"] |= _finite(self.cost.generation.to_json())
         return plain
 
 

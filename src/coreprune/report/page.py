@@ -12,8 +12,10 @@ from typing import Any
 from coreprune.errors import CheckpointError, CorepruneError
 from coreprune.model.text import refusals
 from coreprune.report.cost import Change
+from coreprune.report.generation import Generation
 from coreprune.report.numbers import Numbers, Row
-from coreprune.report.text import bytes_text
+from coreprune.report.speed import lines, measured_on, seconds_text
+from coreprune.report.text import bytes_text, outputs_text
 
 __all__ = ["page", "write"]
 
@@ -74,13 +76,16 @@ def page(numbers: Numbers, data: str = "") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "count": _count, "bytes": bytes_text, "seconds": _seconds}
+    environment.filters |= {"percent": _percent, "count": _count, "bytes": bytes_text, "seconds": seconds_text}
     groups = _groups(numbers.sites)
     return environment.get_template("page.html.j2").render(
         n=numbers,
         mark=_MARK,
         data=data,
         tiles=_tiles(numbers),
+        speeds=[] if numbers.cost is None else lines(numbers.cost),
+        outputs=outputs_text(numbers.recipe["outputs"]) if numbers.recipe.get("outputs") else "",
+        measured_on="" if numbers.cost is None else measured_on(numbers.cost),
         wide=figures.widths_wide(numbers) if numbers.sites else "",
         narrow=figures.widths_narrow(numbers) if numbers.sites else "",
         groups=groups,
@@ -106,13 +111,23 @@ def _tiles(numbers: Numbers) -> list[dict[str, Any]]:
         tiles.append(
             {
                 "what": "time of a forward pass",
-                "after": _seconds(time.after),
-                "before": _seconds(time.before),
+                "after": seconds_text(time.after),
+                "before": seconds_text(time.before),
                 "change": f"{time.speedup:.2f} times as fast",
                 "left": time.after / time.before,
             }
         )
+        if numbers.cost.generation is not None:
+            tiles.append(_writing(numbers.cost.generation))
     return tiles
+
+
+def _writing(found: Generation) -> dict[str, Any]:
+    """How fast text is written."""
+    before, after = (f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in found.written_per_second)
+    faster = found.writing.speedup
+    return {"what": "tokens per second", "after": after, "before": before, "left": None,
+            "change": f"{faster:.2f} times as fast"}  # fmt: skip
 
 
 def _tile(what: str, change: Change, shown: Any) -> dict[str, Any]:
@@ -157,7 +172,18 @@ def _range(values: Sequence[float | None], shown: Any) -> str:
 
 def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was asked and was not left at nothing, as text; long values are in the JSON."""
-    hidden = {"inputs", "commands", "versions", "refused", "sites", "prior", "prior_values", "radius", "radius_from"}
+    hidden = {
+        "inputs",
+        "commands",
+        "versions",
+        "refused",
+        "sites",
+        "prior",
+        "prior_values",
+        "radius",
+        "radius_from",
+        "outputs",
+    }
     shown = [(key, value) for key, value in recipe.items() if key not in hidden and value not in (None, [], False, {})]
     texts = [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) for key, value in shown]
     return [(key, value if len(value) <= 300 else "long, see the JSON beside this page") for key, value in texts]
@@ -186,19 +212,6 @@ def _count(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {letter}"
     return f"{number:,.0f}"
-
-
-def _seconds(time: float) -> str:
-    """A time in the unit that suits it.
-
-    Example:
-        >>> _seconds(0.0123), _seconds(2.5)
-        ('12.3 ms', '2.5 s')
-    """
-    for size, unit in ((1.0, "s"), (1e-3, "ms")):
-        if time >= size:
-            return f"{time / size:.3g} {unit}"
-    return f"{time / 1e-6:.3g} µs"
 
 
 def _holds(file: Path, mark: str) -> bool:

@@ -19,6 +19,7 @@ _DEFAULTS: dict[str, Any] = {
     "method": "kernel",
     "reweight": False,
     "ignore": [],
+    "protect": None,
     "kinds": None,
     "uniform": False,
     "round_to": None,
@@ -35,6 +36,7 @@ def python_call(recipe: Mapping[str, Any]) -> str:
         <BLANKLINE>
         small = cp.prune(model, remove=0.5, seed=3)
     """
+    recipe = {**recipe, "budget": _short(recipe.get("budget"))}
     given = [f"{key}={recipe[key]!r}" for key, usual in _DEFAULTS.items() if recipe.get(key, usual) != usual]
     if recipe.get("data_used"):
         given.append("data=loader")
@@ -48,6 +50,11 @@ def python_call(recipe: Mapping[str, Any]) -> str:
     if len(line) > 80:
         line = "small = cp.prune(\n" + "".join(f"    {word},\n" for word in words) + ")"
     return f"import coreprune as cp\n\n{line}"
+
+
+def _short(budget: Any) -> Any:
+    """A budget with the file that holds its table of times in place of that."""
+    return {**budget, "table": "structure.json"} if isinstance(budget, Mapping) and "table" in budget else budget
 
 
 def _prior(values: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from coreprune.model.text import inspection_text, rows_of, starred, table, wrap
 from coreprune.plan import Plan
 
-__all__ = ["bytes_text", "inspection_text", "rows_of", "starred", "summary", "table", "wrap"]
+__all__ = ["bytes_text", "inspection_text", "outputs_text", "rows_of", "starred", "summary", "table", "wrap"]
 
 
 def bytes_text(count: int) -> str:
@@ -55,10 +55,26 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
             if recipe["radius"] is None
             else [f"largest norm of an input: {recipe['radius']:.4g} ({recipe['radius_from']})"]
         ),
+        *([f"outputs: {outputs_text(recipe['outputs'])}"] if recipe.get("outputs") else []),
         *_notes(plan),
         *_trained(recipe.get("distilled")),
     ]
     return "\n".join(line for text in lines for line in wrap(text))
+
+
+def outputs_text(facts: Mapping[str, Any]) -> str:
+    """What all cuts together do to the outputs, as it was measured.
+
+    Example:
+        >>> outputs_text({"cosine": 0.98, "output_error": 0.2, "inputs": "8 inputs drawn with another seed"})
+        'off by 20.0% of their spread, cosine 0.9800, on 8 inputs drawn with another seed'
+    """
+    said = f"off by {facts['output_error']:.1%} of their spread, cosine {facts['cosine']:.4f}"
+    if facts.get("divergence") is not None:
+        said = f"divergence {facts['divergence']:.3g} nats per token"
+    asked = facts.get("asked")
+    more = "".join(f" (asked: {kind} {limit:g})" for kind, limit in (asked or {}).items())
+    return f"{said}{more}{'' if more or facts.get('divergence') is not None else ','} on {facts['inputs']}"
 
 
 def _trained(facts: Mapping[str, Any] | None) -> list[str]:

@@ -1,0 +1,222 @@
+"""What all cuts together do to what a network puts out, measured on inputs that the cut did not see.
+
+Three figures of the first output, dense y against small z:
+
+- divergence, where the network predicts tokens: mean over predictions of KL(p_y ‖ p_z), in nats;
+- cosine: mean over vectors of ⟨y, z⟩ / ‖y‖‖z‖, a vector being the last axis of (N, d) and (N, T, d), and else all
+  that one input gives;
+- relative error: √(Σ|y − z|² / Σ|y − ȳ|²), a share of the outputs' spread.
+
+Budgets may be driven by any of them: `coreprune.planning`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from torch.utils import _pytree as pytree
+
+from coreprune.engine.inputs import Prior, drawn, with_tokens
+from coreprune.engine.local import Progress
+from coreprune.engine.probes import token_tables
+from coreprune.errors import InvalidInputError
+from coreprune.model.capture import Arguments, Captured, evaluating, first_line
+from coreprune.priors.data import Data
+from coreprune.priors.gaussian import Gaussian
+from coreprune.priors.generated import Generated
+from coreprune.priors.matched import Matched
+from coreprune.priors.text import Text
+
+__all__ = ["MEASURES", "Held", "Outputs", "compared", "held_out"]
+
+#: tokens, inputs and matched images to measure on
+TOKENS, INPUTS, IMAGES = 4096, 128, 32
+TOGETHER = 1024  # tokens of a call
+_ROWS = 512  # predictions that are compared at a time
+
+#: what a budget can be driven by → in words, and whether it is to be at least so much
+MEASURES: Mapping[str, tuple[str, bool]] = {
+    "divergence": ("nats per token", False),
+    "cosine": ("cosine of the outputs", True),
+    "output_error": ("relative error of the outputs", False),
+}
+
+
+@dataclass(frozen=True)
+class Held:
+    """Inputs to measure on.
+
+    Attributes:
+        calls: (args, kwargs). said: what they are, in words. unseen: whether the cut did not see them.
+    """
+
+    calls: Sequence[Arguments]
+    said: str
+    unseen: bool = True
+
+    def facts(self, outputs: Outputs) -> dict[str, Any]:
+        """What was measured, and on what, as plain data."""
+        return {**outputs.to_json(), "inputs": self.said, "held_out": self.unseen}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """How far the small network's outputs are from the dense one's: see the head of this file.
+
+    Attributes:
+        divergence: None where no tokens are predicted. cosine, output_error: of the first output.
+    """
+
+    divergence: float | None
+    cosine: float
+    output_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, with six digits."""
+        known = {"divergence": self.divergence, "cosine": self.cosine, "output_error": self.output_error}
+        return {key: float(f"{value:.6g}") for key, value in known.items() if value is not None}
+
+    @property
+    def finite(self) -> bool:
+        """Whether all figures are numbers."""
+        return all(math.isfinite(value) for value in self.to_json().values())
+
+
+def compared(dense: nn.Module, small: nn.Module, calls: Iterable[Arguments], tables: Collection[int]) -> Outputs | None:
+    """Run both networks, in evaluation mode.
+
+    Args:
+        dense: before. small: after. Neither is changed.
+        calls: inputs. tables: rows of the tables that tokens are read from; a last axis of that size predicts tokens.
+
+    Returns:
+        None where the outputs hold no floating numbers.
+
+    Raises:
+        InvalidInputError: the inputs do not fit.
+
+    Example:
+        >>> net, other = (nn.Linear(2, 3, bias=False) for _ in range(2))
+        >>> _ = other.weight.data.copy_(2 * net.weight.data)
+        >>> found = compared(net, other, [((torch.randn(64, 2),), {})], ())
+        >>> round(found.cosine, 4), found.divergence
+        (1.0, None)
+    """
+    sums = _Sums()
+    with evaluating(dense, small), torch.no_grad():
+        for args, kwargs in calls:
+            y, z = (_first(model, args, kwargs) for model in (dense, small))
+            if y is None or z is None or y.shape != z.shape:
+                return None
+            sums.add(y, z, predicts=y.dim() > 1 and y.shape[-1] in tables)
+    return sums.outputs()
+
+
+class _Sums:
+    """Running sums in float64."""
+
+    def __init__(self) -> None:
+        self.divergence, self.predictions = 0.0, 0
+        self.cosine, self.vectors = 0.0, 0
+        self.difference, self.first, self.second, self.numbers = 0.0, 0.0, 0.0, 0
+
+    def add(self, y: Tensor, z: Tensor, *, predicts: bool) -> None:
+        """Take in the outputs of one call."""
+        rows = [v.reshape(-1, v.shape[-1]) if v.dim() in {2, 3} else v.reshape(len(v), -1) for v in (y, z)]
+        for a, b in zip(*(part.split(_ROWS) for part in rows), strict=True):
+            p, q = a.float(), b.float()
+            self.cosine += float(cosine_similarity(p, q, dim=-1, eps=1e-12).double().sum())
+            self.difference += float((p - q).double().square().sum())
+            self.first, self.second = (
+                self.first + float(p.double().sum()),
+                self.second + float(p.double().square().sum()),
+            )
+            if predicts:
+                logs, others = p.log_softmax(-1), q.log_softmax(-1)
+                self.divergence += float((logs.exp() * (logs - others)).double().sum())
+                self.predictions += len(p)
+        self.vectors, self.numbers = self.vectors + len(rows[0]), self.numbers + y.numel()
+
+    def outputs(self) -> Outputs | None:
+        """The means."""
+        if not self.vectors:
+            return None
+        spread = self.second - self.first**2 / self.numbers
+        relative = math.sqrt(self.difference / spread) if spread > 0 else (math.inf if self.difference else 0.0)
+        divergence = max(self.divergence / self.predictions, 0.0) if self.predictions else None
+        return Outputs(divergence, self.cosine / self.vectors, relative)
+
+
+def _first(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The first floating output of a call."""
+    try:
+        leaves = pytree.tree_leaves(model(*args, **kwargs))
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"the network cannot be run on the inputs to measure on ({first_line(error)})"
+        ) from error
+    found = (v for v in leaves if isinstance(v, Tensor) and v.is_floating_point() and v.dim() and v.numel())
+    return next(found, None)
+
+
+def held_out(
+    prior: Prior, model: nn.Module, captured: Captured, seed: int, progress: Progress | None = None
+) -> Held | None:
+    """Inputs of a prior that the cut does not see, where it has some: of another seed, or a part that it left.
+
+    Args:
+        prior: of the cut. model: the dense network. captured: its graph. seed: of the cut. progress: of drawing.
+
+    Returns:
+        None where none can be had: the network was captured block by block, or the data can be read once.
+    """
+    if captured.path:
+        return None
+    if isinstance(prior, Gaussian):
+        return _noise(captured, prior, seed + 1)
+    if isinstance(prior, Matched):
+        fewer = replace(prior, count=min(prior.count, IMAGES), together=min(prior.together, IMAGES))
+        calls = fewer.draw(model, captured.arguments, seed + 1, progress)
+        return Held(calls, f"{fewer.count} images matched with another seed")
+    if isinstance(prior, Generated):
+        short = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
+        ids = short.draw(model, seed + 1, progress)
+        return Held(_tokens(captured, ids), f"{ids.numel():,} tokens that the dense network wrote with another seed")
+    if isinstance(prior, Text):
+        ids, unseen = prior.held_out(model, TOKENS)
+        place = "of your text" if prior.data_used else "of generic text"
+        said = f"{ids.numel():,} {'held-out tokens' if unseen else 'tokens'} {place}"
+        return Held(_tokens(captured, ids), said, unseen)
+    return None if isinstance(prior.loader, Iterator) else _given(prior)
+
+
+def _noise(captured: Captured, prior: Gaussian, seed: int) -> Held:
+    """Numbers that are drawn, or tokens evenly from their table."""
+    leaves = [leaf for leaf in pytree.tree_leaves(captured.arguments) if isinstance(leaf, Tensor) and leaf.dim()]
+    tokens = bool(token_tables(captured))
+    each = max(leaf[0].numel() for leaf in leaves) if leaves and tokens else 1
+    calls = list(drawn(captured, prior, max(-(-TOKENS // each) if tokens else INPUTS, 1), seed))
+    count = sum(next(len(v) for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.dim()) for call in calls)
+    return Held(calls, f"{count} inputs drawn with another seed")
+
+
+def _tokens(captured: Captured, ids: Tensor) -> list[Arguments]:
+    return [with_tokens(captured, part) for part in ids.split(max(1, TOGETHER // ids.shape[1]))]
+
+
+def _given(prior: Data) -> Held:
+    """The first of the user's own inputs, which the cut did see."""
+    calls, count = [], 0
+    for call in islice(prior.calls(), INPUTS):
+        calls.append(call)
+        count += next((len(v) for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.dim()), 1)
+        if count >= INPUTS:
+            break
+    return Held(calls, f"the first {count} inputs of the data given", False)

@@ -1,0 +1,138 @@
+"""What the user asks, as a value, and the checks of it."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coreprune.budget import Remove
+from coreprune.clock import Clock
+from coreprune.engine.driven import asked_of
+from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior
+from coreprune.engine.local import Progress
+from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.maths.methods import method as method_named
+from coreprune.model.capture import Arguments
+from coreprune.model.site import Inspection
+from coreprune.priors.data import Data
+from coreprune.priors.gaussian import Gaussian
+
+__all__ = ["Wish", "check", "check_finite", "check_measured", "check_sites", "radius_of"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The arguments of `coreprune.plan`, which explains them."""
+
+    remove: Remove | None
+    units: Mapping[str, int] | None
+    budget: Mapping[str, Any] | None
+    draws: Mapping[str, int] | None
+    method: str
+    prior: Prior | str | None
+    data: Iterable[Any] | None
+    reweight: bool
+    ignore: Iterable[str]
+    radius: float | None
+    kinds: Iterable[str] | None
+    uniform: bool | str
+    round_to: int | None
+    capture: str
+    seed: int
+    progress: Progress | None
+    clock: Clock = field(default_factory=Clock)
+    protect: Mapping[str, float | int] | None = None
+    timed: Arguments = ((), {})
+
+    def law(self, model: nn.Module, found: Inspection) -> Prior:
+        """Where the law of the units comes from: what is asked for, or what suits the network."""
+        if self.data is not None:
+            return Data(self.data)
+        if self.prior is not None and self.prior != "auto":
+            return PRIORS[self.prior]() if isinstance(self.prior, str) else self.prior
+        needed = method_named(self.method).law or self.reweight
+        return automatic(model, found.graphs[0]) if found.graphs and needed else Gaussian()
+
+
+def check(wish: Wish) -> None:
+    """Raise InvalidInputError if an argument is of a kind that cannot be meant."""
+    for name, value in (
+        ("units", wish.units),
+        ("budget", wish.budget),
+        ("draws", wish.draws),
+        ("protect", wish.protect),
+    ):
+        if value is not None and not (isinstance(value, Mapping) and value and all(isinstance(k, str) for k in value)):
+            raise InvalidInputError(f"{name}={value!r} was asked: give a dict with names as keys, such as {{'0': 150}}")
+    if isinstance(wish.remove, Mapping) and not (wish.remove and all(isinstance(k, str) for k in wish.remove)):
+        raise InvalidInputError(f"remove={wish.remove!r} was asked: give a fraction, or a dict with sites as keys")
+    if wish.prior is not None:
+        check_prior(wish.prior)
+    if wish.data is not None and not isinstance(wish.data, Iterable):
+        raise InvalidInputError(f"data={wish.data!r} was given: give a loader, or a list of batches")
+    if wish.uniform not in {True, False, "config"}:
+        raise InvalidInputError(f"uniform={wish.uniform!r} was asked: give True, False or 'config'")
+    if not isinstance(wish.seed, numbers.Integral):
+        raise InvalidInputError(f"seed={wish.seed!r} was given: give a whole number")
+    if wish.draws is not None and wish.method != "sampling":
+        raise InvalidInputError(f"draws= was asked of method={wish.method!r}: only 'sampling' draws, so use units=")
+    if wish.prior is not None and wish.data is not None:
+        raise InvalidInputError("both prior= and data= were given: give one of them")
+    asked = (wish.remove, wish.units, wish.budget)
+    if sum(one is not None for one in asked) + (wish.draws is not None and asked == (None, None, None)) != 1:
+        raise InvalidInputError(
+            "say one of remove= (a fraction), units= (exact widths) and budget=, not several or none"
+        )
+
+
+def check_sites(model: nn.Module, found: Inspection) -> None:
+    """Raise UnsupportedModelError where nothing can be cut, with the reasons."""
+    if not found.sites:
+        reasons = list(dict.fromkeys(f"{r.name}: {r.reason}" for r in found.refused))
+        more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no layer that can be cut ({'; '.join(reasons[:8])}{more})"
+        )
+
+
+def check_measured(found: Inspection, wish: Wish) -> None:
+    """Raise InvalidInputError where a budget is to be measured on a network that was not captured."""
+    asked = asked_of(wish.budget)
+    if asked is not None and not found.graphs:
+        raise InvalidInputError(
+            f"a budget of {asked[0]!r} was asked of a stack of Linear layers: ask for error=, which is predicted there "
+            "in closed form"
+        )
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise InvalidInputError naming the first tensor that holds a NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise InvalidInputError(f"{name} is on the meta device and holds no values: load the weights first")
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):  # a quick pass; sums may run over
+            continue
+        if not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise InvalidInputError(
+                f"{name} holds {bad} values that are NaN or infinite: nothing can be said of such a network, mend it"
+            )
+
+
+def radius_of(radius: float | None, features: int) -> float:
+    """β as it was asked, or √d.
+
+    Raises:
+        InvalidInputError: not a positive number.
+    """
+    if radius is None:
+        return math.sqrt(max(features, 1))
+    if not isinstance(radius, numbers.Real) or not (math.isfinite(radius) and radius > 0):
+        raise InvalidInputError(f"radius={radius!r} was asked: give the largest norm of an input, a positive number")
+    return float(radius)
