@@ -167,7 +167,10 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _embedding(table: nn.Embedding, Q: Tensor) -> nn.Embedding:
-    return nn.Embedding.from_pretrained((table.weight.double() @ Q).float(), padding_idx=table.padding_idx)
+    made: nn.Embedding = nn.Embedding.from_pretrained(
+        (table.weight.double() @ Q).float(), padding_idx=table.padding_idx
+    )
+    return made
 
 
 def parameters_of(model: Any, k: int, *, blocks: bool = False) -> int:
@@ -177,10 +180,10 @@ def parameters_of(model: Any, k: int, *, blocks: bool = False) -> int:
         model: the dense one. k: coordinates that stay. blocks: those of the blocks alone.
     """
     config, layers = model.config, len(model.model.layers)
-    d = config.hidden_size
+    d: int = config.hidden_size
     inner = sum(p.numel() for one in model.model.layers for p in one.parameters() if p.dim() == 2)
-    total = inner // d * k + 2 * layers * k * k
-    return total if blocks else total + 2 * config.vocab_size * k
+    total: int = inner // d * k + 2 * layers * k * k
+    return total if blocks else total + 2 * int(config.vocab_size) * k
 
 
 def width_for(model: Any, limit: int, *, blocks: bool = False) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from coreprune.errors import InvalidInputError
 
-__all__ = ["Choice", "Merge", "Norm", "Seen", "Units", "selected", "top"]
+__all__ = ["Choice", "Merge", "Norm", "Seen", "Units", "pooled", "selected", "top"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,23 @@ class Seen:
     def second(self) -> Tensor:
         """E h hᵀ, (n, n)."""
         return self.covariance + torch.outer(self.mean, self.mean)
+
+
+def pooled(parts: Sequence[Seen]) -> Seen:
+    """The moments of all samples together.
+
+    Example:
+        >>> one, two = Seen(torch.zeros(1), torch.ones(1, 1), 3), Seen(torch.full((1,), 4.0), torch.ones(1, 1), 1)
+        >>> both = pooled([one, two])
+        >>> both.mean.tolist(), both.covariance.tolist(), both.count
+        ([1.0], [[4.0]], 4)
+    """
+    count = sum(one.count for one in parts)
+    mean: Tensor = torch.stack([one.mean * (one.count / count) for one in parts]).sum(0)
+    covariance = torch.zeros_like(parts[0].covariance)
+    for one in parts:
+        covariance += (one.covariance + torch.outer(one.mean - mean, one.mean - mean)) * (one.count / count)
+    return Seen(mean, covariance, count)
 
 
 @dataclass(frozen=True)
