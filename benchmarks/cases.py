@@ -268,7 +268,8 @@ def cases(name: str, about: About) -> list[Case]:
             if about.language and label in SHARED:
                 make = partial(by_baseline, fraction=first, own=True, **arguments)
                 found.append(Case(name, "baselines", label, OWN, make, tokens))
-    found.sort(key=lambda case: (case.method.startswith(SLOW), case.method != DENSE, -case.tokens))
+    most = about.amounts[0]
+    found.sort(key=lambda case: (case.method.startswith(SLOW), case.method != DENSE, 0 < case.tokens < most))
     if about.language:
         found += _slices(name, about)
     for label, asked in {**OURS, OURS_DATA: {}}.items():
