@@ -132,7 +132,7 @@ def _panel(axis: Any, name: str) -> None:
     better = 1 if about.language else -1
     order = sorted(labels, key=lambda one: -better * min(better * row["figure"] for row in labels[one]))
     cuts = [*(f"−{fraction:.0%}" for fraction in about.fractions), OWN]
-    colours = dict(zip(cuts, ("#0b6e4f", "#b3423a", "#2f5ea8"), strict=True))
+    colours = dict(zip(cuts, ("#0b6e4f", "#b3423a", "#2f5ea8", "#8a6d1f"), strict=False))
     for y, one in enumerate(order):
         for row in labels[one]:
             face = "white" if row["data_used"] else colours[row["cut"]]
