@@ -55,6 +55,12 @@ def load(data=None):
 ABOUT = About((0.25, 0.5), (160, 80), "perplexity", ".2f", "gated", load)
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Moments are kept here."""
+    monkeypatch.setattr(cases, "CACHE", tmp_path)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Results go here, and the one network is the tiny one."""
@@ -146,7 +152,7 @@ def test_ours_speed_and_study(folder):
     assert len(language_report.known("rows")) == 4
 
 
-def test_moments_are_of_every_token(monkeypatch):
+def test_moments_are_of_every_token(tmp_path, monkeypatch):
     bench = load()
     batches, seen = bench.text(160), bench.seen(160)[0]
     assert len(batches) == 4
@@ -161,6 +167,14 @@ def test_moments_are_of_every_token(monkeypatch):
     (one,) = seen[site.name]
     assert one.count == len(h) == 160
     torch.testing.assert_close(one.second, h.T @ h / 160, rtol=1e-4, atol=1e-5)
+    again = load()
+    monkeypatch.setattr(Bench, "observed", None)  # kept, and not measured again
+    (kept,) = again.seen(160)[0][site.name]
+    assert torch.equal(kept.covariance, one.covariance)
+    assert torch.equal(kept.mean, one.mean)
+    assert (kept.count, again.seen(160)[1]) == (160, bench.seen(160)[1])
+    monkeypatch.undo()
+    monkeypatch.setattr(cases, "CACHE", tmp_path / "other")
     monkeypatch.setattr(cases, "PASS", 80)
     (two,) = load().seen(160)[0][site.name]
     torch.testing.assert_close(two.covariance, one.covariance, rtol=1e-4, atol=1e-5)
