@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -76,15 +77,34 @@ def asked(monkeypatch, *words):
     language.main()
 
 
-def test_all_rows_of_the_baselines(folder, monkeypatch, capsys):
+#: some of each sort: with draws, with data, with a bias, merged; and what has rows at its own widths
+SOME = {"dense", "uniform", "Wanda-sp", "FLAP", "folding, Fold-AR", "SliceGPT", "SliceGPT, embeddings aside"}
+
+
+def test_every_method_has_its_rows():
+    rows = cases.cases("tiny", ABOUT)
+    assert len({row.key for row in rows}) == len(rows)
+    mine = [row for row in rows if row.part == "baselines"]
+    assert {row.method for row in mine} == {*METHODS, "dense"}
+    assert len(mine) == 1 + 2 * (8 + 2 * 5) + 2 * 2
+    for row in mine[1:]:
+        assert (row.tokens > 0) == METHODS[row.method].data
+        assert len(row.seeds) == (3 if row.method == "uniform" else 1)
+    assert len([row for row in rows if row.part == "slicegpt"]) == 2 * 2 * 2
+    ours = {row.method for row in rows if row.part == "coreprune"}
+    assert len(ours) == 6
+    assert all(len([row for row in rows if row.method == one and row.tokens in {0, 80}]) == 3 for one in ours)
+
+
+def test_rows_of_the_baselines(folder, monkeypatch, capsys):
     for module in (language, language_report):
         monkeypatch.setattr(module, "NETWORKS", {"tiny": replace(ABOUT, fractions=(0.25,), amounts=(80,))})
     threads = torch.get_num_threads()
     try:
-        asked(monkeypatch, "--only", "baselines", "slicegpt")
+        asked(monkeypatch, "--rows", *SOME)
         first = json.loads((folder / "language.json").read_text())
         capsys.readouterr()
-        asked(monkeypatch, "--only", "baselines", "slicegpt")
+        asked(monkeypatch, "--rows", *SOME)
     finally:
         torch.set_num_threads(threads)
     assert "[1/" not in capsys.readouterr().out  # all was stored
@@ -92,8 +112,8 @@ def test_all_rows_of_the_baselines(folder, monkeypatch, capsys):
     rows, bench = first["rows"], load()
     whole = sum(p.numel() for p in bench.model.parameters())
     one = parameters_of(bench.model, 24) - parameters_of(bench.model, 23)  # what one more coordinate takes
-    assert {row["method"] for row in rows} == {*METHODS, "dense", "SliceGPT", "SliceGPT, embeddings aside"}
-    assert len(rows) == 1 + len(METHODS) + 2 + 2
+    assert {row["method"] for row in rows} == SOME
+    assert len(rows) == len(SOME) + 2
     gone = {"−25%": 2 * 3 * 24 * 10, "own widths": 2 * 3 * 24 * 10, "nothing": 0}
     for row in rows:
         assert math.isfinite(row["figure"])
@@ -110,7 +130,7 @@ def test_all_rows_of_the_baselines(folder, monkeypatch, capsys):
         assert row["commit"]
         assert len(row["figures"]) == (3 if row["method"] == "uniform" else 1)
     table = (folder / "language.md").read_text()
-    assert all(f"| {label} |" in table for label in METHODS)
+    assert all(f"| {label} |" in table for label in SOME - {"dense"})
     assert (folder / "language.svg").exists()
 
 
@@ -126,16 +146,16 @@ def test_slices_have_the_parameters_that_they_are_to_have():
     assert bench.model.config.hidden_size > aside.lm_head.in_features > k
 
 
-def test_ours_speed_and_study(folder):
-    bench, methods = load(), {"coreprune, noise", "coreprune, real text"}
-    every = [one for one in cases.cases("tiny", ABOUT) if one.method in methods and one.tokens < 160]
-    wanted = [one for one in every if one.cut != "−50%"]
-    assert len(wanted) == 4
+def test_ours_speed_and_study(folder, monkeypatch):
+    monkeypatch.setattr(language, "speeds", partial(speeds, rounds=1))
+    bench = load()
+    keys = {("coreprune, noise", "own widths", 0), ("coreprune, real text", "−25%", 80)}
+    wanted = [one for one in cases.cases("tiny", ABOUT) if one.key[1:] in keys]
     language.rows(bench, wanted)
     language.speed(bench)
     language.study(bench, [128], again=False)
     rows = language_report.known("rows")
-    assert [row["data_used"] for row in rows] == [False, False, True, True]
+    assert [row["data_used"] for row in rows] == [False, True]
     kept = bench.parameters(bench.widths(0.25))
     assert all(row["compared"] and row["parameters"] <= kept for row in rows)
     assert all(row["parameters"] == kept for row in rows if row["cut"] == "−25%")
@@ -149,7 +169,7 @@ def test_ours_speed_and_study(folder):
     assert (folder / "language-tokens.svg").exists()
     language.store("rows", [{**rows[0], "figure": 7.0}], ("network", "method", "cut", "tokens"))
     assert [row["figure"] for row in language_report.known("rows")].count(7.0) == 1
-    assert len(language_report.known("rows")) == 4
+    assert len(language_report.known("rows")) == 2
 
 
 def test_moments_are_of_every_token(tmp_path, monkeypatch):
