@@ -6,15 +6,16 @@
 - SmolLM2-135M-Instruct: perplexity of the first 8,192 tokens of news (Brown ca*), in windows of 512.
 - all-MiniLM-L6-v2: mean cosine of the embeddings of 500 sentences of news with the dense network's.
 
-Nothing is fine-tuned. What goes are units of the FFNs, the same share of each, or as many parameters as at the first share,
-shared out by the method itself ("own widths"). SliceGPT, which narrows the residual stream instead, has the same number
-of parameters left. Calibrated methods get text of other genres than news and adventure, all the same. Nothing was chosen on news:
-`--study tokens` measures on adventure (Brown cn*) how many tokens of its own text a language model needs.
+Nothing is fine-tuned. What goes are units of the FFNs, the same share of each, or as many parameters as at the first
+share, shared out by the method itself ("own widths"). SliceGPT, which narrows the residual stream instead, has the
+same number of parameters left. Calibrated methods get text of other genres than news and adventure, all the same.
+Nothing was chosen on news: `--study tokens` measures on adventure (Brown cn*) how many tokens of its own text a
+language model needs.
 
-The baselines are those of `benchmarks/baselines`, our code from the published formulas, carried out by coreprune's surgery; those that
-keep units as they are have passed its float64 comparison. Seconds are of one thread's CPU and count the calibration pass. Every
-row is stored as it is measured, and what is stored is not measured again but with --again: a run goes on where another was stopped.
-Writes language.json, language.md, and figures into benchmarks/results/.
+The baselines are those of `benchmarks/baselines`, our code from the published formulas, carried out by coreprune's
+surgery; those that keep units as they are have passed its float64 comparison. Seconds are of one thread's CPU and count
+the calibration pass. Every row is stored as it is measured, and what is stored is not measured again but with --again:
+a run goes on where another was stopped. Writes language.json, language.md, and figures into benchmarks/results/.
 """
 
 from __future__ import annotations

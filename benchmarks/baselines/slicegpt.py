@@ -5,9 +5,10 @@ that the stream may have other coordinates before every norm, z = x Q_l, and the
 
     embedding E Q_0,   readers W diag(g) Q_l,   writers Q_{l+1}ᵀ W,   shortcut Q_lᵀ Q_{l+1},   head W diag(g) Q_L.
 
-Q_l are the principal axes of E x xᵀ of the stream before its norm, and all but the first k of its columns are deleted. The text is run through the network as it has been sliced so far. RMSNorm still divides by the
-dense width. There are two shortcuts of k × k for each block, and a head that was tied to the embedding no longer is, as
-each has its own Q: all this counts. Attention heads, rotary positions and the hidden width of the FFN stay.
+Q_l are the principal axes of E x xᵀ of the stream before its norm, and all but the first k of its columns are
+deleted. The text is run through the network as it has been sliced so far. RMSNorm still divides by the dense width.
+There are two shortcuts of k × k for each block, and a head that was tied to the embedding no longer is, as each has
+its own Q: all this counts. Attention heads, rotary positions and the hidden width of the FFN stay.
 
 Source: Ashkboos et al., "SliceGPT: Compress Large Language Models by Deleting Rows and Columns", ICLR 2024,
 arXiv:2401.15024, section 3; that slices are made while the axes are computed, before the norm, is of the authors' code.
