@@ -130,7 +130,7 @@ def _panel(axis: Any, name: str) -> None:
     for row in mine:
         labels.setdefault((row["method"], row["tokens"]), []).append(row)
     better = 1 if about.language else -1
-    order = sorted(labels, key=lambda one: -better * min(better * row["figure"] for row in labels[one]))
+    order = sorted(labels, key=lambda one: -min(better * row["figure"] for row in labels[one]))
     cuts = [*(f"−{fraction:.0%}" for fraction in about.fractions), OWN]
     colours = dict(zip(cuts, ("#0b6e4f", "#b3423a", "#2f5ea8", "#8a6d1f"), strict=False))
     for y, one in enumerate(order):
