@@ -43,6 +43,8 @@ Row = dict[str, Any]
 PARTS = ("baselines", "slicegpt", "coreprune", "speed")
 #: tokens of its own text that a language model prunes itself by
 STUDY = (2_048, 8_192, 32_768, 131_072)
+#: the commit that this code was read from, as the working tree may move on during a run
+AT = commit()
 
 
 # ---------------------------------------------------------------------------------------------- measured and stored
@@ -54,7 +56,7 @@ def store(what: str, new: Sequence[Row], names: Sequence[str]) -> None:
     Args:
         what: "rows", "speed" or "study". new: the rows. names: keys that tell rows apart.
     """
-    stamped = [row | {"commit": commit(), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d")} for row in new]
+    stamped = [row | {"commit": AT, "date": datetime.now(timezone.utc).strftime("%Y-%m-%d")} for row in new]
     body = {one: known(one) for one in ("rows", "speed", "study")}
     mine = {tuple(row[name] for name in names) for row in stamped}
     body[what] = [row for row in body[what] if tuple(row[name] for name in names) not in mine] + stamped
