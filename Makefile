@@ -77,6 +77,8 @@ bench: $(VENV)/.bench $(VENV)/.networks
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kernel_speed.py --large
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/vision.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/language.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/language.py --study tokens
 	$(BIN)/python benchmarks/publish.py
 
 bench-paper: $(VENV)/.bench

@@ -96,6 +96,27 @@ def _real() -> str:
     )
 
 
+def _language() -> str:
+    """Empty where there is no record yet."""
+    if not (results() / "language.md").exists():
+        return ""
+    figures = {
+        "language": "every method's figure at each cut, best on top; hollow dots are calibrated on real text",
+        "language-tokens": "perplexity of adventure against tokens of the model's own text",
+    }
+    shown = [name for name in figures if (results() / f"{name}.svg").exists()]
+    for name in shown:
+        shutil.copy(results() / f"{name}.svg", DOCS / "figures" / f"{name}.svg")
+    return (
+        "## Published methods on transformers\n\nOur code from the published formulas, no fine-tuning; calibrated methods get text of "
+        "other genres than what is measured on, all the same. Seconds are of one thread's CPU and count the calibration pass. "
+        + _about("language")
+        + "\n\n"
+        + (results() / "language.md").read_text()
+        + "".join(f"\n![{figures[name]}](figures/{name}.svg)\n" for name in shown)
+    )
+
+
 def _paper() -> str:
     """The paper's experiments: parts that have no record yet are left out."""
     parts = {
@@ -161,8 +182,8 @@ def main() -> None:
     only = parser.parse_args().only
     if only != "paper":
         _demo([DOCS.parent / "README.md", DOCS / "methods.md"])
-        parts = [_lenet(), _real(), _certificates(), _speed(), _synthetic()]
-        _rewrite(DOCS / "results.md", "\n".join(parts))
+        parts = [_lenet(), _real(), _language(), _certificates(), _speed(), _synthetic()]
+        _rewrite(DOCS / "results.md", "\n".join(part for part in parts if part))
         for name in ("lenet.svg", "synthetic.svg"):
             shutil.copy(results() / name, DOCS / "figures" / name)
     if only != "results":

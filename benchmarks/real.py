@@ -16,9 +16,7 @@ that does not know coreprune. Writes real.json and real.md into benchmarks/resul
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -31,19 +29,19 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity
 
 import coreprune as cp
 from cifar import load, pictures, standardised
 from datasets import add_data_option
 from networks import minilm, smollm2
 from records import commit, results, write_record
+from texts import NEWS, WINDOW, WINDOWS, brown, genre, of_one_length, perplexity, sentences
 
 Row = dict[str, Any]
 Measure = Callable[[nn.Module], float]
 
-DATA_PICTURES, SENTENCES, LENGTH = 512, 500, 24
-WINDOW, WINDOWS = 512, 16
+DATA_PICTURES, SENTENCES = 512, 500
 KERNEL, MAGNITUDE, ORACLE = "kernel", "magnitude", "kernel, real inputs"
 NOISE, OWN_TEXT, OWN_WIDTHS = "kernel, random inputs", "kernel, text of its own", "kernel, widths of its own"
 #: label → arguments of prune
@@ -173,26 +171,6 @@ def spoken(model: nn.Module, small: cp.Pruned, x: Tensor) -> dict[str, list[str]
 # ---------------------------------------------------------------------------------------------- text
 
 
-def brown(data: Path) -> dict[str, str]:
-    """The texts of the Brown corpus by their names, ca01 … cr09."""
-    raw = gzip.decompress((data / "text" / "brown.txt.gz").read_bytes()).decode()
-    parts = re.split(r"^### (\w+)\n", raw, flags=re.M)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
-
-
-def sentences(texts: Mapping[str, str], count: int, *, news: bool) -> list[str]:
-    """Sentences of at least five words, evenly from all texts that are news, or that are not."""
-    found = [
-        part.strip()
-        for name, text in texts.items()
-        if name.startswith("ca") == news
-        for line in text.splitlines()
-        for part in line.split(". ")
-        if len(part.split()) >= 5
-    ]
-    return found[:: len(found) // count][:count]
-
-
 def embedding_network(data: Path) -> tuple[list[Row], dict[str, Any]]:
     """MiniLM: mean cosine of mean-pooled embeddings of news sentences with the dense network's."""
     from transformers import AutoModel, AutoTokenizer
@@ -210,15 +188,8 @@ def embedding_network(data: Path) -> tuple[list[Row], dict[str, Any]]:
     def cosine(network: nn.Module) -> float:
         return float(cosine_similarity(before, embedded(network)).mean())
 
-    loader = _of_one_length(tokenizer, sentences(texts, 4000, news=False), 1024)
+    loader = of_one_length(tokenizer, sentences(texts, 4000, news=False), 1024)
     return ffn("minilm", minilm(), model, cosine, (0.25, 0.5), "linear", loader)
-
-
-def _of_one_length(tokenizer: Any, lines: list[str], count: int) -> list[dict[str, Tensor]]:
-    """Sentences of LENGTH tokens or more, cut to LENGTH, so that none is padded."""
-    ids = [tokenizer(line, truncation=True, max_length=LENGTH)["input_ids"] for line in lines]
-    whole = torch.tensor([one for one in ids if len(one) == LENGTH][:count])
-    return [{"input_ids": part} for part in whole.split(32) if len(part) == 32]
 
 
 def language_model(data: Path) -> tuple[list[Row], dict[str, Any]]:
@@ -229,23 +200,16 @@ def language_model(data: Path) -> tuple[list[Row], dict[str, Any]]:
     model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float32).eval()
     texts = brown(data)
 
-    def windows(lines: str) -> Tensor:
-        return torch.tensor(tokenizer(lines)["input_ids"][: WINDOW * WINDOWS]).view(WINDOWS, WINDOW)
+    news = genre(tokenizer, texts, NEWS)
+    others = [text for name, text in texts.items() if not name.startswith(NEWS)]
+    joined = "".join(text[:3000] for text in others[:: len(others) // 20])
+    other = torch.tensor(tokenizer(joined)["input_ids"][: WINDOW * WINDOWS]).view(WINDOWS, WINDOW)
 
-    news = windows("".join(text for name, text in texts.items() if name.startswith("ca"))[:60_000])
-    others = [text for name, text in texts.items() if not name.startswith("ca")]
-    other = windows("".join(text[:3000] for text in others[:: len(others) // 20]))
-
-    def perplexity(network: nn.Module) -> float:
-        total = 0.0
-        with torch.inference_mode():
-            for x in news.split(2):
-                scores = network(input_ids=x, use_cache=False).logits[:, :-1]
-                total += float(cross_entropy(scores.flatten(0, 1), x[:, 1:].flatten(), reduction="sum"))
-        return float(torch.tensor(total / (WINDOWS * (WINDOW - 1))).exp())
+    def measure(network: nn.Module) -> float:
+        return perplexity(network, news)
 
     loader = [{"input_ids": part, "use_cache": False} for part in other.split(2)]
-    return ffn("smollm2", smollm2(), model, perplexity, (0.2, 0.3), "gated", loader, {"use_cache": False})
+    return ffn("smollm2", smollm2(), model, measure, (0.2, 0.3), "gated", loader, {"use_cache": False})
 
 
 def ffn(

@@ -43,4 +43,6 @@ def write_record(name: str, body: Mapping[str, Any]) -> None:
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }
-    (results() / f"{name}.json").write_text(json.dumps({"about": about, **body}, indent=1) + "\n")
+    draft = results() / f".{name}.json"
+    draft.write_text(json.dumps({"about": about, **body}, indent=1) + "\n")
+    draft.replace(results() / f"{name}.json")  # at once, so that a run that is stopped leaves the old one or the new

@@ -2,6 +2,7 @@
 
 A baseline is a function (units, k, generator) → choice of one site's tensors alone (`baselines.units`), free of what the
 network is; `baselines.cutting` takes a choice to the network by coreprune's own surgery, so that nothing else differs.
+`baselines.slicegpt` narrows the residual stream instead, and is a function of the whole network.
 """
 
 from __future__ import annotations

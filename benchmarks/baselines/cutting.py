@@ -112,7 +112,7 @@ def units_of(site: Site, found: Inspection, tensors: Mapping[str, Tensor], seen:
     if norms:
         numbers = [_vector(name, makers[0].weight, site.units, tensors) for name in norms[0][:4]]
         norm = Norm(numbers[0], numbers[1], numbers[2], numbers[3], norms[0][4])
-    return Units(rows, bias, readers, norm, seen)
+    return Units(rows, bias, readers, norm, seen, gated=site.kind == "gated" and len(makers) == 2)
 
 
 def makers_of(site: Site, found: Inspection) -> tuple[Maker, ...]:

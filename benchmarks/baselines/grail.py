@@ -54,7 +54,7 @@ def greedy(units: Units, k: int) -> Tensor:
     floors = [1e-10 * R.diagonal().max().clamp(min=1e-300) for R in residuals]
     images, energies = [], []
     for W, R in zip(units.readers, residuals, strict=True):
-        L = root(W.T @ W)
+        L = W if len(W) < units.count else root(W.T @ W)  # the smaller of two with the same LᵀL
         images.append(L @ R)
         energies.append(((W @ R) * W).sum().clamp(min=1e-300))
     chosen: list[int] = []

@@ -12,7 +12,9 @@ error AE. It is least squares. Times g = (γ_i/σ_i)², and with one eigendecomp
     A_i = E diag(e + λ₂ g) Eᵀ + λ₁ g b̂_S b̂_Sᵀ,    s = A_i⁻¹ (P̂_S p̂_i + λ₁ g b̂_i b̂_S),
 
 the rank-one term by Sherman and Morrison. Without a BatchNorm the bias is one more entry of the point, g = 1, λ₁ = 0.
-The kept units are those of largest L2 norm.
+The kept units are those of largest L2 norm. A gated unit φ(g·x)(u·x) has no filter: where its gate is linear it is the
+quadratic form of the tensor g ⊗ u, and the same least squares is of these tensors, of which only inner products are
+needed, ⟨g, g'⟩⟨u, u'⟩. That is ours; the paper speaks of no gates.
 
 λ₁ and λ₂ are the published ones, which the authors state for each pruning ratio (LeNet-300-100 without BatchNorm,
 VGG-16 on CIFAR-10 with it); the nearest ratio is taken. The published code differs from the paper in places (an
@@ -62,16 +64,17 @@ def restored(units: Units, kept: Tensor, bn_error: float, ridge: float) -> Tenso
     """
     points = units.points
     if units.norm is None:
-        filters, constant = points, points.new_zeros(units.count)
+        products, constant = units.products(kept), points.new_zeros(units.count)
         g = points.new_ones(units.count)
     else:
         filters, constant = points[:, : units.rows.shape[1]], points[:, -1]
+        products = filters @ filters[kept].T
         g = units.norm.scale.square()
-    inner, b = filters[kept], constant[kept]
-    values, E = torch.linalg.eigh(inner @ inner.T)
+    b = constant[kept]
+    values, E = torch.linalg.eigh(products[kept])
     values = values.clamp(min=0) + torch.finfo(points.dtype).eps * values[-1].abs().clamp(min=1e-300)
     level = (values[:, None] + ridge * g).T  # (n, k): the spectrum of each unit's own system
-    right = filters @ inner.T + bn_error * (g * constant)[:, None] * b
+    right = products + bn_error * (g * constant)[:, None] * b
     solved = ((right @ E) / level) @ E.T
     pushed = ((b @ E) / level) @ E.T
     weight = bn_error * g

@@ -10,6 +10,10 @@ and j is the least of λ·(1 − cos) + (1 − λ)·|B/S|, the second brought to
 and T_ij = S. σ is the standard deviation, as in the paper. (The published code puts the running variance for σ, and the
 kept filter's numbers for the pruned one's; its figures are those of that code.)
 
+The paper speaks of no gates. A gated unit φ(g·x)(u·x) is passed on exactly by a ReLU where g_i ∥ g_j, in one direction,
+and u_i ∥ u_j, in either: the cosine is then that of the tensors, cos(g_i, g_j)·|cos(u_i, u_j)|, and the factor the product
+of both ratios, with the sign of the second.
+
 Source: Kim et al., "Neuron Merging: Compensating for Pruned Neurons", NeurIPS 2020, arXiv:2010.13160, sections 3.2, 3.3;
 settings of its appendix: threshold 0.45 for LeNet, 0.1 and λ = 0.85 with BatchNorm.
 """
@@ -42,11 +46,10 @@ def decomposed(units: Units, kept: Tensor, threshold: float | None = None, balan
         threshold: cosine that the most similar unit must reach; the published one for what lies between.
         balance: λ.
     """
-    raw = units.rows if units.norm is not None else torch.cat([units.rows, units.bias], 1)
-    length = raw.norm(dim=1).clamp(min=1e-300)
-    unit = normalize(raw, dim=1, eps=1e-300)
-    cosine = unit @ unit[kept].T
-    scale = length[:, None] / length[kept]
+    cosine, scale = _alike(units.rows if units.norm is not None else units.factors[0], kept)
+    if units.gated:
+        second, ratio = _alike(units.factors[1], kept)
+        cosine, scale = cosine * second.abs(), scale * ratio * second.sign()
     distance = 1 - cosine
     if units.norm is not None:
         scale, gap = _through(units, kept, scale)
@@ -57,6 +60,13 @@ def decomposed(units: Units, kept: Tensor, threshold: float | None = None, balan
     T = torch.zeros_like(scale).scatter_(1, nearest, torch.where(similar, scale.gather(1, nearest), 0.0))
     T[kept] = torch.eye(kept.numel(), dtype=T.dtype)
     return T
+
+
+def _alike(points: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and ratio of lengths of every row and every kept one, (n, k) each."""
+    length = points.norm(dim=1).clamp(min=1e-300)
+    unit = normalize(points, dim=1, eps=1e-300)
+    return unit @ unit[kept].T, length[:, None] / length[kept]
 
 
 def _through(units: Units, kept: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ principal axes V are not stored but read off k of the units themselves:
     h ≈ V z,  z = (V_S)⁻¹ h_S      ⇒      T = V V_S⁻¹,    S by pivoted QR of Vᵀ
 
 so the kept units stay as they are, T is the identity on them, and the reconstruction is exact for every h in the span of
-V. It is *not* SliceGPT's figure for a model; the difference is the price of staying in unit coordinates.
+V. It is *not* SliceGPT's figure for a model, which is `baselines.slicegpt`; the difference is the price of staying in unit
+coordinates.
 
 Sources: Ashkboos et al., "SliceGPT", ICLR 2024, arXiv:2401.15024 (PCA, damping 0.01); Drmač & Gugercin, "A new selection
 operator for the discrete empirical interpolation method", SIAM J. Sci. Comput. 2016 (S by pivoted QR).
@@ -49,8 +50,11 @@ def pca_slicing(units: Units, k: int, generator: Generator | None = None) -> Cho
     """
     moments = [seen.second for seen in units.observed()]
     pooled = torch.stack([H / H.diagonal().sum().clamp(min=1e-300) for H in moments]).mean(0)
-    pivots = qr(principal(pooled, k).T.numpy(), mode="r", pivoting=True)[1][:k]
+    V = principal(pooled, k)
+    pivots = qr(V.T.numpy(), mode="r", pivoting=True)[1][:k]
     kept = torch.from_numpy(pivots.astype("int64")).sort().values
+    if len(moments) == 1:
+        return selected(units, kept, torch.linalg.solve(V[kept].T, V.T).T)
     mixes = []
     for H in moments:
         V = principal(H, k)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from coreprune.errors import InvalidInputError
 
-__all__ = ["Choice", "Merge", "Norm", "Seen", "Units", "selected", "top"]
+__all__ = ["Choice", "Merge", "Norm", "Seen", "Units", "pooled", "selected", "top"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,23 @@ class Seen:
         return self.covariance + torch.outer(self.mean, self.mean)
 
 
+def pooled(parts: Sequence[Seen]) -> Seen:
+    """The moments of all samples together.
+
+    Example:
+        >>> one, two = Seen(torch.zeros(1), torch.ones(1, 1), 3), Seen(torch.full((1,), 4.0), torch.ones(1, 1), 1)
+        >>> both = pooled([one, two])
+        >>> both.mean.tolist(), both.covariance.tolist(), both.count
+        ([1.0], [[4.0]], 4)
+    """
+    count = sum(one.count for one in parts)
+    mean: Tensor = torch.stack([one.mean * (one.count / count) for one in parts]).sum(0)
+    covariance = torch.zeros_like(parts[0].covariance)
+    for one in parts:
+        covariance += (one.covariance + torch.outer(one.mean - mean, one.mean - mean)) * (one.count / count)
+    return Seen(mean, covariance, count)
+
+
 @dataclass(frozen=True)
 class Units:
     """A site's tensors, in float64.
@@ -70,6 +87,7 @@ class Units:
         readers: W_r, (p_r, n) each; kernel positions and flattened pixels count as outputs.
         norm: the BatchNorm between writer and activation.
         seen: moments as each reader gets the units; empty without data.
+        gated: a unit is φ(gate row · x) times (up row · x), and has both rows side by side.
     """
 
     rows: Tensor
@@ -77,6 +95,7 @@ class Units:
     readers: tuple[Tensor, ...]
     norm: Norm | None = None
     seen: tuple[Seen, ...] = ()
+    gated: bool = False
 
     @property
     def count(self) -> int:
@@ -94,6 +113,22 @@ class Units:
     def columns(self) -> Tensor:
         """What is read of every unit, all readers' columns one below the other, (n, Σ p_r)."""
         return torch.cat(self.readers).T
+
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        """The points; of gated units those of the gate and those of the other row, with the bias of each."""
+        if not self.gated:
+            return (self.points,)
+        half = self.rows.shape[1] // 2
+        return tuple(torch.cat([self.rows[:, i * half : (i + 1) * half], self.bias[:, i : i + 1]], 1) for i in range(2))
+
+    def products(self, kept: Tensor) -> Tensor:
+        """⟨p_i, p_j⟩ for every unit i and every kept j, (n, k); of gated units those of the tensors g ⊗ u.
+
+        With a linear gate a unit is the quadratic form of g ⊗ u, and ⟨g ⊗ u, g' ⊗ u'⟩ = ⟨g, g'⟩⟨u, u'⟩.
+        """
+        parts = [points @ points[kept].T for points in self.factors]
+        return parts[0] if len(parts) == 1 else parts[0] * parts[1]
 
     def observed(self) -> tuple[Seen, ...]:
         """The moments at the readers.

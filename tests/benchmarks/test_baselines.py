@@ -583,6 +583,7 @@ def test_gated_units(label):
     units = units_of(one, found, tensors_of(net))
     assert units.rows.shape == (12, 12)
     assert units.bias.shape == (12, 2)
+    assert units.gated
     seen = see(net, found, [one], [x])
     choices = chosen(METHODS[label].choose, found, tensors_of(net), {one.name: 6}, seen=seen)
     carried = carried_out(net, found, choices, torch.zeros(2, 6), {"method": label})
@@ -599,6 +600,35 @@ def test_gated_units(label):
             carried.small.model.down.bias, (net.down.weight[:, gone].double() @ h[:, gone].mean(0)).float()
         )
         torch.testing.assert_close(small.mean(0), dense.mean(0))
+
+
+def bilinear(seed=0):
+    """Six gated units, and each again with its gate row times a > 0 and its other row times b of any sign."""
+    gate, up = drawn(6, 5, seed=seed), drawn(6, 5, seed=seed + 1)
+    a, b = drawn(6, 1, seed=seed + 2).abs() + 0.2, drawn(6, 1, seed=seed + 3)
+    rows = torch.cat([torch.cat([gate, up], 1), torch.cat([a * gate, b * up], 1)])
+    units = Units(rows, rows.new_zeros(12, 2), (drawn(4, 12, seed=seed + 4),), gated=True)
+    x = drawn(40, 5, seed=seed + 5)
+    return units, F.relu(x @ rows[:, :5].T) * (x @ rows[:, 5:].T)
+
+
+def test_gated_units_that_are_parallel_are_restored():
+    units, h = bilinear()
+    kept = torch.arange(6)
+    for T in (merging.decomposed(units, kept), lbyl.restored(units, kept, 0.0, 1e-12)):
+        torch.testing.assert_close(h[:, :6] @ T.T, h, rtol=1e-6, atol=1e-6)
+        assert float((h[:, :6] @ T.abs().T - h).abs().max()) > 0.1  # signs count
+
+
+def test_gated_units_are_restored_by_least_squares_on_tensors():
+    units, kept = bilinear(3)[0], torch.tensor([0, 2, 3, 7, 10])
+    tensors = torch.stack([torch.outer(row[:5], row[5:]).flatten() for row in units.rows])
+    torch.testing.assert_close(units.products(kept), tensors @ tensors[kept].T)
+    A = torch.cat([tensors[kept].T, 0.3**0.5 * torch.eye(5, dtype=torch.float64)])
+    T = lbyl.restored(units, kept, 0.0, 0.3)
+    for i in set(range(12)) - set(kept.tolist()):
+        y = torch.cat([tensors[i], tensors.new_zeros(5)])
+        torch.testing.assert_close(T[i], torch.linalg.lstsq(A, y[:, None]).solution[:, 0])
 
 
 def test_stacks_are_cut_too():
