@@ -32,7 +32,7 @@ class Small(nn.Module):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(precision, "_capable", lambda device, images: True)
+    monkeypatch.setattr(precision, "narrow", lambda device: True)
     torch.manual_seed(0)
     model, ids = Small().eval(), torch.randint(11, (4, 5))
     return model, ids, capture(model, (ids,))
@@ -59,7 +59,7 @@ def test_a_network_in_another_precision_is_left_as_it_is(small):
 
 def test_nothing_changes_without_the_instructions(small, monkeypatch):
     model, _, captured = small
-    monkeypatch.setattr(precision, "_capable", lambda device, images: False)
+    monkeypatch.setattr(precision, "narrow", lambda device: False)
     dense = tensors_of(model)
     assert reduced(captured, dense) is dense
 

@@ -178,7 +178,7 @@ def test_another_model_writes_another_text():
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_the_model_is_left_as_it_was(monkeypatch, narrow, train, dtype):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: narrow)
+    monkeypatch.setattr("coreprune.priors.generated.narrow", lambda device: narrow)
     model = llama(dtype, attention_dropout=0.5)
     model.train(train)
     model.model.layers[0].eval()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from coreprune.model.capture import Captured
+from coreprune.model.tensors import narrow
 
 __all__ = ["product", "reduced"]
 
@@ -35,7 +36,7 @@ def reduced(captured: Captured, tensors: Mapping[str, Tensor], *, images: bool =
     """
     held = [tensors[name] for name in captured.states.values()]
     kinds = {t.dtype for t in held if t.is_floating_point()}
-    if kinds != {torch.float32} or not _capable(held[0].device.type, images):
+    if kinds != {torch.float32} or not narrow(held[0].device.type):
         return tensors
     matrices: set[str | None] = set()
     others: set[str | None] = set()
@@ -78,9 +79,3 @@ def product(operator: Any, args: Sequence[Any]) -> Tensor | None:
 
 def _operands(operator: Any) -> tuple[int, int, int | None] | None:
     return next((at for start, at in _PRODUCTS.items() if str(operator).startswith(start)), None)
-
-
-def _capable(device: str, images: bool) -> bool:
-    if device != "cpu":
-        return device == "cuda"
-    return torch.cpu._is_amx_tile_supported() or (images and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.errors import InvalidInputError
+from coreprune.model.tensors import narrow
 
 __all__ = ["Generated", "picked", "places", "sample", "writes"]
 
@@ -163,8 +164,7 @@ def sample(
 def _fast(model: nn.Module) -> nn.Module:
     """The model in eval mode, in bfloat16 where the processor has instructions for it: its text is as good."""
     parameter = next(model.parameters())
-    capable = parameter.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    if parameter.dtype == torch.float32 and capable:
+    if parameter.dtype == torch.float32 and narrow(parameter.device.type):
         return copy.deepcopy(model).to(torch.bfloat16).eval()
     return copy.deepcopy(model).eval() if model.training else model
 
