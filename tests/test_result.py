@@ -36,11 +36,11 @@ def test_a_strict_load_in_another_process_gives_the_same_bits(tmp_path):
     small = saved(tmp_path / "small")
     x = torch.randn(7, 6)
     save_file({"x": x}, tmp_path / "x")
-    code = (
+    code = (  # the input as torch lays memory out: where a file puts it, products can end in other bits
         "import coreprune as cp, torch; from helpers import lenet_like;"
         "from safetensors.torch import load_file, save_file;"
         "torch.set_num_threads(1); model = cp.load('small', lambda: lenet_like(seed=99));"
-        "save_file({'y': model(load_file('x')['x']).detach(), **model.state_dict()}, 'y')"
+        "save_file({'y': model(load_file('x')['x'].clone()).detach(), **model.state_dict()}, 'y')"
     )
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(cp.__file__).parents[1])])
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, check=True)

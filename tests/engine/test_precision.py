@@ -64,11 +64,13 @@ def test_nothing_changes_without_the_instructions(small, monkeypatch):
     assert reduced(captured, dense) is dense
 
 
-def test_images_stay_rounded_from_one_convolution_to_the_next(small):
+def test_kernels_are_rounded_and_what_is_constant_is_not(small):
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 4)
     )
     x = torch.randn(2, 3, 10, 10)
+    with torch.no_grad():
+        net[0].weight[5], net[0].bias[5] = 0, 0.7
     captured, dense = capture(net.eval(), (x,)), tensors_of(net)
     held = reduced(captured, dense, images=True)
     assert {name for name in dense if held[name].dtype is torch.bfloat16} == {"0.weight", "3.weight"}
@@ -76,10 +78,11 @@ def test_images_stay_rounded_from_one_convolution_to_the_next(small):
     tap = next(n for n in captured.graph.graph.nodes if str(n.target).startswith("aten.max_pool2d"))
     look = Tap(0, tap.name, tap.args[0].name, 1, torch.arange(8).reshape(8, 1, 1))
     (exact,), (rounded,) = (
-        run(captured, tensors, ((x,), {}), taps=[look], hook=lambda _, value: seen.append(value.dtype))
+        run(captured, tensors, ((x,), {}), taps=[look], hook=lambda _, value: seen.append(value))
         for tensors in (dense, held)
     )
-    assert seen == [torch.float32, torch.bfloat16]
+    assert seen[1].dtype is torch.float32 and not torch.equal(seen[0], seen[1])
+    assert bool((seen[1][:, 5] == dense["0.bias"][5]).all())
     assert rounded.dtype is torch.float32
     assert 0 < float((rounded - exact).abs().max()) < 2**-6 * float(exact.abs().max())
 

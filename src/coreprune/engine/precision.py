@@ -2,8 +2,8 @@
 
 Text: the products of Linear layers take both operands in bfloat16 and sum up in float32; norms, attention, residual
 streams and all else stay in float32. Rounding adds about 2⁻⁹ of a unit's size to what is seen of it, as noise, far
-below what a sample of text leaves open. Noise through convolutions without norms: images stay in bfloat16 between them,
-as few of them say far less than that. Moments are summed as ever.
+below what a sample of text leaves open. Products of convolutions without norms likewise, where the images are noise.
+Moments are summed as ever.
 """
 
 from __future__ import annotations
@@ -51,29 +51,24 @@ def reduced(captured: Captured, tensors: Mapping[str, Tensor], *, images: bool =
 
 
 def product(operator: Any, args: Sequence[Any]) -> Tensor | None:
-    """The product of rows and a bfloat16 matrix, in float32; None where an operator is something else.
+    """The product of float32 rows or images and a bfloat16 matrix, in float32; None where an operator is another.
 
-    Of images and a bfloat16 kernel in bfloat16.
+    What is added is added in float32, so that a unit whose weights are zero stays the constant that it is.
 
     Example:
         >>> product(torch.ops.aten.linear.default, (torch.ones(1, 2), torch.ones(3, 2, dtype=torch.bfloat16))).dtype
         torch.float32
     """
-    if str(operator).startswith(_CONVOLUTIONS) and args[1].dtype is torch.bfloat16:
-        image: Tensor = operator(*(a.to(torch.bfloat16) if isinstance(a, Tensor) else a for a in args))
-        return image
-    at = _operands(operator)
-    if at is None:
+    image = str(operator).startswith(_CONVOLUTIONS)
+    at = (0, 1, 2) if image else _operands(operator)
+    if at is None or args[at[1]].dtype is not torch.bfloat16 or args[at[0]].dtype is not torch.float32:
         return None
-    rows, matrix = args[at[0]], args[at[1]]
-    if rows.dtype is torch.bfloat16 and matrix.dtype is torch.float32:  # images that come to a Linear layer
-        result: Tensor = operator(*(a.float() if a is rows else a for a in args))
-        return result
-    if matrix.dtype is not torch.bfloat16 or rows.dtype is not torch.float32:
-        return None
-    matrix = matrix.T if at[0] == 0 and at[2] == 2 else matrix
-    result = (rows.to(torch.bfloat16) @ matrix).float()
-    added = args[at[2]] if at[2] is not None and len(args) > at[2] else None
+    rows, added = args[at[0]].to(torch.bfloat16), args[at[2]] if at[2] is not None and len(args) > at[2] else None
+    if image:
+        result: Tensor = operator(rows, args[1], None, *args[3:]).float()
+        return result if added is None else result.add_(added.unflatten(0, (-1, *[1] * (args[1].dim() - 2))))
+    matrix = args[at[1]].T if at[0] == 0 and at[2] == 2 else args[at[1]]
+    result = (rows @ matrix).float()
     return result if added is None else result + added
 
 

@@ -180,6 +180,8 @@ def _dense(phi: Activation, c: Component, split: int | None, bias: Tensor, weigh
     at = 0 if split is None else split
     pre = spread[at:, at:]
     if c.covariance.dtype != torch.float64:  # semi-definite but for rounding, which the descent would exploit
+        most = torch.outer(std, std)
+        own = own.clamp(-most, most)
         pre = pre + ROUNDED * pre.diagonal().mean() * torch.eye(len(pre), dtype=pre.dtype)
     return _Dense(weight, own, std, expansion, Component(weight, mean[at:] - bias, pre), spread[:n, at:])
 
