@@ -17,7 +17,7 @@ from coreprune.engine.latency import arguments_of, fitted, with_table
 from coreprune.engine.local import Request, curves, decide
 from coreprune.engine.network import Survey, decide_network, surveyed
 from coreprune.engine.norms import Norms
-from coreprune.engine.outputs import compared, held_out
+from coreprune.engine.outputs import at_hand, compared, held_out
 from coreprune.engine.probes import token_tables
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.io.configs import governed
@@ -93,11 +93,13 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
 def measured_outputs(
     model: nn.Module, small: nn.Module, found: Inspection, prior: Prior, wish: Wish
 ) -> dict[str, Any] | None:
-    """What the cut does to the outputs, as plain data; None where that cannot be measured at the cost of a pass.
+    """What the cut does to the outputs, as plain data; None where that is not measured at the cost of a pass.
 
     Args:
         model: before. small: after. found: what was captured. prior: that the cut was made under. wish: what was asked.
     """
+    if not at_hand(prior, found.graphs[0]):
+        return None
     with wish.clock.stage("measuring"):
         tables = set(token_tables(found.graphs[0]).values())
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import coreprune as cp
+from coreprune.engine import outputs
 from coreprune.engine.driven import asked_of, figure, largest
 from coreprune.engine.outputs import MEASURES, Outputs, compared
 from coreprune.errors import InvalidInputError
@@ -29,12 +30,16 @@ class Gives(nn.Module):
         return self.values[self.turn]
 
 
-def conv():
+def conv(norm=nn.BatchNorm2d):
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU(),
+        nn.Conv2d(3, 12, 3), norm(12), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
     ).eval()  # fmt: skip
+
+
+def bare():
+    return conv(nn.Identity)
 
 
 class Speaks(nn.Module):
@@ -96,7 +101,7 @@ def test_networks_are_left_in_their_mode_and_what_has_no_numbers_gives_none():
 
 
 def test_prune_says_it_on_inputs_that_the_cut_did_not_see():
-    net = conv()
+    net = bare()
     small = cp.prune(net, IMAGE, remove={"0": 0.5}, prior=cp.Gaussian(), seed=3)
     facts = small.plan.recipe["outputs"]
     from coreprune.engine.inputs import drawn
@@ -116,7 +121,7 @@ def test_prune_says_it_on_inputs_that_the_cut_did_not_see():
 
 
 def test_it_is_the_same_every_time_and_survives_saving(tmp_path):
-    found = [cp.prune(conv(), IMAGE, remove={"0": 0.5}) for _ in range(2)]
+    found = [cp.prune(bare(), IMAGE, remove={"0": 0.5}) for _ in range(2)]
     assert found[0].plan.recipe["outputs"] == found[1].plan.recipe["outputs"]
     found[0].save(tmp_path / "small")
     from coreprune.result import read_structure
@@ -131,6 +136,18 @@ def test_data_are_not_said_to_be_held_out_and_data_that_are_read_once_are_not_re
     assert "outputs" not in cp.prune(conv(), IMAGE, remove={"0": 0.5}, data=iter(batches)).plan.recipe
 
 
+@pytest.mark.parametrize("prior", [cp.Gaussian(), cp.Matched(count=8, steps=2)])
+def test_what_would_cost_as_much_as_the_cut_or_say_nothing_is_not_measured_unasked(prior):
+    asked = cp.prune(conv(), IMAGE, budget={"output_error": 0.9}, prior=prior)
+    assert "outputs" in asked.plan.recipe
+    assert "outputs" not in cp.prune(conv(), IMAGE, remove={"0": 0.5}, prior=prior).plan.recipe
+
+
+def test_noise_is_not_run_through_a_large_network_unasked(monkeypatch):
+    monkeypatch.setattr(outputs, "LITTLE", 1e4)
+    assert "outputs" not in cp.prune(bare(), IMAGE, remove={"0": 0.5}).plan.recipe
+
+
 def test_predictions_of_tokens_are_compared_in_nats():
     small = cp.prune(Speaks(), torch.zeros(2, 6, dtype=torch.long), remove={"up": 0.5})
     facts = small.plan.recipe["outputs"]
@@ -141,8 +158,8 @@ def test_predictions_of_tokens_are_compared_in_nats():
 @pytest.mark.parametrize(
     "kind, limit, made, example",
     [
-        ("cosine", 0.999, conv, IMAGE),
-        ("output_error", "5%", conv, IMAGE),
+        ("cosine", 0.999, bare, IMAGE),
+        ("output_error", "5%", bare, IMAGE),
         ("divergence", 0.001, Speaks, torch.zeros(2, 6, dtype=torch.long)),
     ],
 )

@@ -170,7 +170,7 @@ def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Te
     if image and normed(captured) and matches(model):
         images = Matched()
         most = AFFORDABLE * max(batch_size(captured), 1) / (3 * images.count * images.steps)
-        return images if _least_operations(captured) <= most and _operations(captured) <= most else Gaussian()
+        return images if least_operations(captured) <= most and _operations(captured) <= most else Gaussian()
     return Gaussian()
 
 
@@ -209,7 +209,7 @@ def _follow(captured: Captured, prior: Generated | Text, model: nn.Module) -> bo
     return True
 
 
-def _least_operations(captured: Captured) -> float:
+def least_operations(captured: Captured) -> float:
     """Floating operations of the convolutions and linear layers alone, from the shapes at hand."""
     total = 0.0
     for node in captured.graph.graph.nodes:

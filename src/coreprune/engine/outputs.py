@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.utils import _pytree as pytree
 
-from coreprune.engine.inputs import Prior, drawn, with_tokens
+from coreprune.engine.inputs import Prior, drawn, least_operations, with_tokens
 from coreprune.engine.local import Progress
-from coreprune.engine.probes import token_tables
+from coreprune.engine.norms import normed
+from coreprune.engine.probes import batch_size, token_tables
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured, evaluating, first_line
 from coreprune.priors.data import Data
@@ -34,11 +35,12 @@ from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
 from coreprune.priors.text import Text
 
-__all__ = ["MEASURES", "Held", "Outputs", "compared", "held_out"]
+__all__ = ["MEASURES", "Held", "Outputs", "at_hand", "compared", "held_out"]
 
 #: tokens, inputs and matched images to measure on
 TOKENS, INPUTS, IMAGES = 4096, 128, 32
 TOGETHER = 1024  # tokens of a call
+LITTLE = 1e10  # floating operations that noise may take where nobody asked for figures
 _ROWS = 512  # predictions that are compared at a time
 
 #: what a budget can be driven by → in words, and whether it is to be at least so much
@@ -164,6 +166,18 @@ def _first(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         ) from error
     found = (v for v in leaves if isinstance(v, Tensor) and v.is_floating_point() and v.dim() and v.numel())
     return next(found, None)
+
+
+def at_hand(prior: Prior, captured: Captured) -> bool:
+    """Whether figures that nobody asked for cost little beside the cut, and say something.
+
+    Nothing has to be written or matched first; and noise is run through small networks only, without BatchNorms, which
+    remember other inputs.
+    """
+    if isinstance(prior, Gaussian):
+        each = least_operations(captured) / max(batch_size(captured), 1)
+        return not normed(captured) and each * INPUTS <= LITTLE
+    return isinstance(prior, (Text, Data))
 
 
 def held_out(
