@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.utils import _pytree as pytree
 
-from coreprune.engine.inputs import Prior, drawn, with_tokens
+from coreprune.engine.inputs import Prior, drawn, drawn_tokens, with_tokens
 from coreprune.engine.local import Progress
 from coreprune.engine.probes import token_tables
 from coreprune.errors import InvalidInputError
@@ -33,6 +33,7 @@ from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
 from coreprune.priors.text import Text
+from coreprune.priors.zipf import Zipf
 
 __all__ = ["MEASURES", "Held", "Outputs", "compared", "held_out"]
 
@@ -189,6 +190,10 @@ def held_out(
         short = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
         ids = short.draw(model, seed + 1, progress)
         return Held(_tokens(captured, ids), f"{ids.numel():,} tokens that the dense network wrote with another seed")
+    if isinstance(prior, Zipf):
+        few = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
+        ids = drawn_tokens(few, model, captured, seed + 1)
+        return Held(_tokens(captured, ids), f"{ids.numel():,} random tokens drawn with another seed")
     if isinstance(prior, Text):
         ids, unseen = prior.held_out(model, TOKENS)
         place = "of your text" if prior.data_used else "of generic text"
