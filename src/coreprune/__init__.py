@@ -9,6 +9,7 @@ from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
 from coreprune.priors.text import Text
+from coreprune.priors.zipf import Zipf
 from coreprune.recovery import distill
 from coreprune.result import Pruned, load
 
@@ -24,6 +25,7 @@ __all__ = [
     "Plan",
     "Pruned",
     "Text",
+    "Zipf",
     "apply",
     "distill",
     "inspect",

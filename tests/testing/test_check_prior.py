@@ -59,6 +59,7 @@ def ours() -> dict[str, tuple[Any, nn.Module, Any]]:
         "noise": (cp.Gaussian(), images(), X),
         "matched": (cp.Matched(count=4, steps=3, together=4), images(), X),
         "generated": (cp.Generated(tokens=96, length=12), language(), tokens),
+        "zipf": (cp.Zipf(tokens=120, length=12), language(), tokens),
         "text": (cp.Text(tokens=640, length=10, tokenizer=tokenizer()), language(), tokens),
     }
 

@@ -32,6 +32,7 @@ from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated, places, writes
 from coreprune.priors.matched import Matched, matches
 from coreprune.priors.text import Text, reads
+from coreprune.priors.zipf import Zipf
 
 __all__ = [
     "PRIORS",
@@ -39,6 +40,7 @@ __all__ = [
     "automatic",
     "check_prior",
     "drawn",
+    "drawn_tokens",
     "forced",
     "inputs",
     "prior_of",
@@ -46,14 +48,15 @@ __all__ = [
     "with_tokens",
 ]
 
-Prior = Gaussian | Data | Generated | Text | Matched
+Prior = Gaussian | Data | Generated | Text | Matched | Zipf
 
 #: name → prior, with its own defaults
-PRIORS: Mapping[str, type[Gaussian | Generated | Text | Matched]] = {
+PRIORS: Mapping[str, type[Gaussian | Generated | Text | Matched | Zipf]] = {
     "noise": Gaussian,
     "generated": Generated,
     "text": Text,
     "matched": Matched,
+    "zipf": Zipf,
 }
 #: tokens of a sequence for causal language models, whose later tokens have the longer context
 WINDOW = 128
@@ -189,14 +192,28 @@ def settled(
         return Drawn(prior.draw(model, captured.arguments, seed, progress), False, prior.said, True), None
     if isinstance(prior, Data) and isinstance(prior.loader, Iterator):  # it can be read once
         return replace(prior, loader=list(prior.loader)), None
-    if not isinstance(prior, (Generated, Text)):
+    if not isinstance(prior, (Generated, Text, Zipf)):
         return prior, None
-    ids = prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
+    if isinstance(prior, Zipf):
+        ids = drawn_tokens(prior, model, captured, seed)
+    else:
+        ids = prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
     rows = min(max(2, TOKENS // ids.shape[1]), len(ids))  # of a batch, which the network is then captured with
     calls = [with_tokens(captured, part) for part in ids[: len(ids) // rows * rows].split(rows)]
     own = isinstance(prior, Text) and prior.data_used
     law = Drawn(calls, False, prior.said, given=own)
     return law, with_tokens(captured, ids[:rows])
+
+
+def drawn_tokens(prior: Zipf, model: nn.Module, captured: Captured, seed: int) -> Tensor:
+    """Tokens by Zipf's law from the network's table, in sequences no longer than what it is known to take.
+
+    Raises:
+        InvalidInputError: nothing among the inputs is tokens.
+    """
+    tokens, rows = _table(captured, "Zipf's law")
+    known = places(model) < 2**31  # else only the example says how long a sequence may be
+    return prior.draw(model, rows, seed) if known else prior.draw(model, rows, seed, int(tokens.shape[1]))
 
 
 def _follow(captured: Captured, prior: Generated | Text, model: nn.Module) -> bool:
@@ -237,19 +254,15 @@ def with_tokens(captured: Captured, ids: Tensor) -> Arguments:
         InvalidInputError: nothing among the inputs is tokens, or what goes with them cannot follow.
     """
     leaves, spec = pytree.tree_flatten(captured.arguments)
-    named = dict(zip(captured.inputs, leaves, strict=True))
-    tables = {name: rows for name, rows in token_tables(captured).items() if named[name].dim() == 2}
-    name = max(tables, key=lambda one: tables[one], default=None)
-    if name is None:
-        raise InvalidInputError("the network reads no tokens, so that text is no prior of it: give prior='noise'")
-    shape, rows = named[name].shape, tables[name]
+    tokens, rows = _table(captured, "text")
+    shape = tokens.shape
     if int(ids.max()) >= rows:
         raise InvalidInputError(
             f"the text has token {int(ids.max())} and the network a table of {rows}: give the network's own tokenizer"
         )
 
     def following(value: Any) -> Any:
-        if value is named[name]:
+        if value is tokens:
             return ids.to(value.device, value.dtype)
         if isinstance(value, Tensor) and value.shape[:1] == shape[:1] and value.shape != shape:
             raise InvalidInputError(
@@ -270,3 +283,17 @@ def with_tokens(captured: Captured, ids: Tensor) -> Arguments:
 
     result: Arguments = pytree.tree_unflatten([following(v) for v in leaves], spec)
     return result
+
+
+def _table(captured: Captured, law: str) -> tuple[Tensor, int]:
+    """The example's tokens, (sequences, length), and the rows of their table.
+
+    Raises:
+        InvalidInputError: nothing among the inputs is tokens, so that the law is no prior.
+    """
+    named = dict(zip(captured.inputs, pytree.tree_leaves(captured.arguments), strict=True))
+    tables = {name: rows for name, rows in token_tables(captured).items() if named[name].dim() == 2}
+    name = max(tables, key=lambda one: tables[one], default=None)
+    if name is None:
+        raise InvalidInputError(f"the network reads no tokens, so that {law} is no prior of it: give prior='noise'")
+    return named[name], tables[name]

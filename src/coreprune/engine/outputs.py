@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.utils import _pytree as pytree
 
-from coreprune.engine.inputs import Prior, drawn, least_operations, with_tokens
+from coreprune.engine.inputs import Prior, drawn, drawn_tokens, least_operations, with_tokens
 from coreprune.engine.local import Progress
 from coreprune.engine.norms import normed
 from coreprune.engine.probes import batch_size, token_tables
@@ -34,6 +34,7 @@ from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
 from coreprune.priors.text import Text
+from coreprune.priors.zipf import Zipf
 
 __all__ = ["MEASURES", "Held", "Outputs", "at_hand", "compared", "held_out"]
 
@@ -174,7 +175,7 @@ def at_hand(prior: Prior, captured: Captured) -> bool:
     Nothing has to be written or matched first; and noise is run through small networks only, without BatchNorms, which
     remember other inputs.
     """
-    if isinstance(prior, Gaussian):
+    if isinstance(prior, (Gaussian, Zipf)):
         each = least_operations(captured) / max(batch_size(captured), 1)
         return not normed(captured) and each * INPUTS <= LITTLE
     return isinstance(prior, (Text, Data))
@@ -203,6 +204,10 @@ def held_out(
         short = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
         ids = short.draw(model, seed + 1, progress)
         return Held(_tokens(captured, ids), f"{ids.numel():,} tokens that the dense network wrote with another seed")
+    if isinstance(prior, Zipf):
+        few = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
+        ids = drawn_tokens(few, model, captured, seed + 1)
+        return Held(_tokens(captured, ids), f"{ids.numel():,} random tokens drawn with another seed")
     if isinstance(prior, Text):
         ids, unseen = prior.held_out(model, TOKENS)
         place = "of your text" if prior.data_used else "of generic text"

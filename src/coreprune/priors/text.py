@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from coreprune.errors import InvalidInputError
 from coreprune.priors.generated import places
 
-__all__ = ["Text", "reads"]
+__all__ = ["Text", "around", "reads", "tokenizer_of"]
 
 GENERIC = Path(__file__).with_name("generic.txt")
 
@@ -80,7 +80,7 @@ class Text:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInputError(f"{file} cannot be read as text ({error}): give a plain text file") from error
-        tokenizer = self.tokenizer if self.tokenizer is not None else _tokenizer(model)
+        tokenizer = self.tokenizer if self.tokenizer is not None else tokenizer_of(model)
         if tokenizer is None:
             raise InvalidInputError(
                 f"no tokenizer lies beside {type(model).__name__}: give prior=Text(tokenizer=...), or prior='noise'"
@@ -88,7 +88,7 @@ class Text:
         pieces = [piece.strip() for piece in re.split(r"\n\s*\n", text) if piece.strip()]
         bare = tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"] if pieces else []
         running = torch.tensor([token for piece in bare for token in piece])
-        before, after = _around(tokenizer)
+        before, after = around(tokenizer)
         length = min(self.length, places(model))
         inner = length - len(before) - len(after)
         count = running.numel() // max(inner, 1)
@@ -108,10 +108,10 @@ class Text:
 
 def reads(model: nn.Module) -> bool:
     """Whether a tokenizer lies beside the weights of a network of `transformers`."""
-    return _tokenizer(model) is not None
+    return tokenizer_of(model) is not None
 
 
-def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+def around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Tokens that begin and end a sequence, as the tokenizer puts them around a word."""
     word = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
@@ -121,7 +121,7 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _tokenizer(model: nn.Module) -> Any:
+def tokenizer_of(model: nn.Module) -> Any:
     """The tokenizer in the directory that the model was read from; None if there is none."""
     place = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
     if not place or not Path(place).is_dir():
