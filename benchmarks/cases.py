@@ -27,7 +27,7 @@ from coreprune.budget import widths as widths_for
 from coreprune.model.site import Inspection, Site, parameters_after
 from coreprune.model.tensors import tensors_of
 from networks import CACHE, minilm, smollm2
-from texts import ADVENTURE, NEWS, WINDOW, brown, calibration, genre, of_one_length, perplexity, sentences
+from texts import ADVENTURE, NEWS, WINDOW, brown, calibration, embedded, genre, of_one_length, perplexity, sentences
 
 __all__ = ["DENSE", "NETWORKS", "OWN", "About", "Bench", "Case", "Made", "cases", "minilm_bench", "smollm2_bench"]
 
@@ -362,19 +362,14 @@ def minilm_bench(data: Path) -> Bench:
     tokenizer, model = AutoTokenizer.from_pretrained(minilm()), AutoModel.from_pretrained(minilm()).eval()
     texts = brown(data)
     news = [tokenizer(line, return_tensors="pt")["input_ids"] for line in sentences(texts, SENTENCES, news=True)]
-
-    def embedded(network: nn.Module) -> Tensor:
-        with torch.inference_mode():  # one by one, so that nothing is padded
-            return torch.cat([network(input_ids=ids).last_hidden_state.mean(1) for ids in news])
-
-    before = embedded(model)
+    before = embedded(model, news)
     batches = [one["input_ids"] for one in of_one_length(tokenizer, sentences(texts, 4000, news=False), 1024)]
     return Bench(
         "minilm",
         NETWORKS["minilm"],
         model,
         batches,
-        lambda network: float(cosine_similarity(before, embedded(network)).mean()),
+        lambda network: float(cosine_similarity(before, embedded(network, news)).mean()),
         None,
         {},
     )

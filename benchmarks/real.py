@@ -36,7 +36,7 @@ from cifar import load, pictures, standardised
 from datasets import add_data_option
 from networks import minilm, smollm2
 from records import commit, results, write_record
-from texts import NEWS, WINDOW, WINDOWS, brown, genre, of_one_length, perplexity, sentences
+from texts import NEWS, WINDOW, WINDOWS, brown, embedded, genre, of_one_length, perplexity, sentences
 
 Row = dict[str, Any]
 Measure = Callable[[nn.Module], float]
@@ -178,15 +178,10 @@ def embedding_network(data: Path) -> tuple[list[Row], dict[str, Any]]:
     tokenizer, model = AutoTokenizer.from_pretrained(minilm()), AutoModel.from_pretrained(minilm()).eval()
     texts = brown(data)
     news = [tokenizer(line, return_tensors="pt")["input_ids"] for line in sentences(texts, SENTENCES, news=True)]
-
-    def embedded(network: nn.Module) -> Tensor:
-        with torch.inference_mode():  # one by one, so that nothing is padded
-            return torch.cat([network(input_ids=ids).last_hidden_state.mean(1) for ids in news])
-
-    before = embedded(model)
+    before = embedded(model, news)
 
     def cosine(network: nn.Module) -> float:
-        return float(cosine_similarity(before, embedded(network)).mean())
+        return float(cosine_similarity(before, embedded(network, news)).mean())
 
     loader = of_one_length(tokenizer, sentences(texts, 4000, news=False), 1024)
     return ffn("minilm", minilm(), model, cosine, (0.25, 0.5), "linear", loader)

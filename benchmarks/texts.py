@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "WINDOWS",
     "brown",
     "calibration",
+    "embedded",
     "genre",
     "of_one_length",
     "perplexity",
@@ -86,3 +87,9 @@ def perplexity(network: nn.Module, windows: Tensor) -> float:
             scores = network(input_ids=x, use_cache=False).logits[:, :-1]
             total += float(cross_entropy(scores.flatten(0, 1), x[:, 1:].flatten(), reduction="sum"))
     return float(torch.tensor(total / (len(windows) * (windows.shape[1] - 1))).exp())
+
+
+def embedded(network: nn.Module, texts: Sequence[Tensor]) -> Tensor:
+    """Mean-pooled embeddings of texts, (N, width), one by one, so that nothing is padded."""
+    with torch.inference_mode():
+        return torch.cat([network(input_ids=ids).last_hidden_state.mean(1) for ids in texts])
