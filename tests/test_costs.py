@@ -50,7 +50,7 @@ TOKENS = torch.zeros(2, 6, dtype=torch.long)
     (Encoder, TOKENS, {"remove": {"*": 0.5}, "method": "magnitude"}, False),
     (Images, torch.zeros(1, 3, 8, 8), {"remove": 0.2}, False),
     (llama, TOKENS, {"remove": {"*mlp*": 0.5}}, False),
-    (llama, TOKENS, {"remove": 0.2, "kinds": ["gated"]}, True),
+    (llama, TOKENS, {"remove": 0.2, "kinds": ["gated"]}, False),  # choosing by the readers is as good
     (llama, TOKENS, {"remove": 0.2, "kinds": ["gated"], "uniform": "config"}, False),
 ])  # fmt: skip
 def test_costs_are_asked_for_where_they_tell_more(make, x, request_, expected, monkeypatch):
@@ -60,6 +60,23 @@ def test_costs_are_asked_for_where_they_tell_more(make, x, request_, expected, m
     monkeypatch.setattr(planning, "Request", lambda *a, **k: asked.append(kind(*a, **k)) or asked[-1])
     cp.plan(make().eval(), x, prior="noise", **request_)
     assert asked[0].costs is expected
+
+
+@pytest.mark.parametrize("make,x,request_,expected", [
+    (Encoder, TOKENS, {"remove": 0.2}, True),
+    (Encoder, TOKENS, {"remove": {"*": 0.5}}, False),  # nothing is shared out
+    (Encoder, TOKENS, {"budget": {"error": 0.2}}, False),
+    (Images, torch.zeros(1, 3, 8, 8), {"remove": 0.2}, False),
+    (llama, TOKENS, {"budget": {"params": "80%"}, "kinds": ["gated"]}, True),
+    (llama, TOKENS, {"remove": 0.2, "kinds": ["gated"], "uniform": "config"}, False),
+])  # fmt: skip
+def test_curves_of_text_are_of_clipped_samples(make, x, request_, expected, monkeypatch):
+    torch.manual_seed(0)
+    asked = []
+    kind = planning.Request
+    monkeypatch.setattr(planning, "Request", lambda *a, **k: asked.append(kind(*a, **k)) or asked[-1])
+    cp.plan(make().eval(), x, prior="noise", **request_)
+    assert asked[0].typical is expected
 
 
 def test_a_budget_is_shared_out_by_what_the_outputs_feel():

@@ -207,8 +207,8 @@ def _fill(kept: Ints, by: Sequence[Curve], size: Size, limit: float) -> Ints:
             for g, (curve, i, end) in enumerate(zip(by, at, ends, strict=True))
             if i + step <= end and fits[g]
         ]
-        gain, best = max(gains, default=(0.0, 0))
-        if gain > 0:
+        gain, best = max(gains, default=(-1.0, 0))
+        if gain >= 0:  # units that cost nothing stay too: no more goes than was asked
             at[best] += step
             kept = np.where(np.arange(len(kept)) == best, wider, kept)
         else:

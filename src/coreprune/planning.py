@@ -19,6 +19,7 @@ from coreprune.engine.network import Survey, decide_network, surveyed
 from coreprune.engine.norms import Norms
 from coreprune.engine.outputs import at_hand, compared, held_out
 from coreprune.engine.probes import token_tables
+from coreprune.engine.shares import balanced
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
@@ -65,10 +66,10 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     prior = wish.law(model, found)
     law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)
-    costs = _by_costs(model, seen, wish)
+    costs, usual = _by_costs(model, seen, wish), wish.uniform is False and _balances(seen, wish, text=True)
     corrected = bool(found.graphs) and (method.law or wish.reweight)
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
-    request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, norms, wish.clock)
+    request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, usual, norms, wish.clock)
     with wish.clock.stage("selecting"):
         kept, errors, survey, measured = _widths(model, seen, tensors, wish, request, prior)
     drawn = draws_of(found, wish.draws or {}, kept, wish.ignore)
@@ -201,6 +202,10 @@ def _widths(
         )
         return kept, errors, survey, {"outputs": outputs}
     itemsize = next(iter(tensors.values())).element_size()
+
+    def shared(by: Mapping[str, Tensor]) -> Widths:
+        return allocate(found, by, left, itemsize=itemsize, **shares)
+
     if left.get("table", {}).get("fresh"):
         with wish.clock.stage("timing"):
             kept, table = fitted(
@@ -208,7 +213,9 @@ def _widths(
                 lambda table: allocate(found, errors, {**left, "table": table}, **shares),
             )  # fmt: skip
         return kept, errors, survey, {"budget": {**left, "table": table}}
-    return allocate(found, errors, left, itemsize=itemsize, **shares), errors, survey, {}
+    if survey is None or not _balances(found, wish):
+        return shared(errors), errors, survey, {}
+    return balanced(found, tensors, request, survey, shared), errors, survey, {}
 
 
 def _by_error(wish: Wish) -> bool:
@@ -217,17 +224,27 @@ def _by_error(wish: Wish) -> bool:
 
 
 def _by_costs(model: nn.Module, found: Inspection, wish: Wish) -> bool:
-    """Whether units are chosen, and budgets shared out, by what they cost the whole network.
+    """Whether units are chosen by what they cost the whole network.
 
-    A gradient says that, and is taken where a network reads tokens. Where a language model's blocks all lose the same
-    share, choosing by its readers alone was found to be as good, and takes half the time.
+    A gradient says that, and is taken where a network reads tokens and writes none: for language models choosing by
+    the readers alone was found to be as good, and takes half the time.
     """
+    if not found.graphs or found.graphs[0].path or not method_named(wish.method).law or writes(model):
+        return False
+    return bool(token_tables(found.graphs[0])) and not (wish.budget is not None and "error" in wish.budget)
+
+
+def _balances(found: Inspection, wish: Wish, *, text: bool = False) -> bool:
+    """Whether a budget is shared out by what the sites are found to cost the whole network, all cut together.
+
+    Args:
+        found: the sites. wish: what is asked. text: say no where the network reads no tokens.
+    """
+    if text and found.graphs and not token_tables(found.graphs[0]):
+        return False
     if not found.graphs or found.graphs[0].path or not method_named(wish.method).law:
         return False
-    if not token_tables(found.graphs[0]) or (wish.budget is not None and "error" in wish.budget):
-        return False
-    shared = wish.uniform is False and (wish.budget is not None or _by_error(wish))
-    return shared or not writes(model)
+    return _by_error(wish) or (wish.budget is not None and "error" not in wish.budget)
 
 
 def _configured(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, Any]:

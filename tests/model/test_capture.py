@@ -300,3 +300,15 @@ def test_large_index_tensors_and_those_without_values_are_shapes_only():
 def test_damaged_inputs_are_told(data):
     with pytest.raises(InvalidInputError, match=r"are damaged .*: pass example_inputs"):
         rebuilt(data)
+
+
+def test_decoders_are_captured_without_their_cache():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=40, **sizes)).eval()
+    ids = torch.zeros(2, 6, dtype=torch.long)
+    found = discover_network(model, ids)
+    assert [graph.path for graph in found.graphs] == [""]
+    assert found.graphs[0].arguments[1] == {"use_cache": False}
+    asked = discover_network(model, {"input_ids": ids, "use_cache": False})
+    assert [site.name for site in found.sites] == [site.name for site in asked.sites]

@@ -250,7 +250,9 @@ def reconstructed(value: Tensor, tap: Tap, coreset: Coreset) -> Tensor:
     at, places = entries.flatten(), entries[kept].flatten()
     result = value.movedim(tap.axis, 0).clone(memory_format=torch.contiguous_format)
     columns = result.reshape(len(result), -1)
-    for piece in columns.split(max(1, PIECE // len(result)), 1):
+    many = max(1, PIECE // len(result))
+    for low in range(0, columns.shape[1], many):
+        piece = columns[:, low : low + many]  # one view at a time, which gradients can follow
         left = piece[places].reshape(kept.numel() * each, -1)
         if mix.dim() > 1:
             new = mix @ left + offset

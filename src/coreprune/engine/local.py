@@ -50,6 +50,7 @@ class Request:
         draws: draws with replacement, by site, in place of a width; only for the paper's sampling.
         progress: called before each site.
         costs: whether units are chosen by what they cost the whole network, and not their readers alone.
+        typical: whether error curves are of clipped samples, see `coreprune.engine.observe.clipped`.
         norms: takes in what the dense network's BatchNorms get when it is observed.
         clock: takes the time of observing.
     """
@@ -62,6 +63,7 @@ class Request:
     draws: Mapping[str, int] = field(default_factory=dict)
     progress: Progress | None = None
     costs: bool = False
+    typical: bool = False
     norms: Norms | None = None
     clock: Clock = field(default_factory=Clock, compare=False)
 

@@ -43,7 +43,7 @@ from coreprune.model.site import Inspection, Location, Maker, Reader, Site, Tap
 from coreprune.plan import Cut
 from coreprune.priors.gaussian import Gaussian
 
-__all__ = ["Survey", "cut_site", "decide_network", "surveyed"]
+__all__ = ["Survey", "cut_site", "decide_network", "spaced", "surveyed"]
 
 #: tokens, or numbers, that gradients are taken of
 SENSED = 8192
@@ -106,9 +106,13 @@ def surveyed(found: Inspection, tensors: Mapping[str, Tensor], request: Request)
             request.progress(i, len(found.sites), site.name)
         readings = _chosen_by(_readings(site, tensors, seen[site.name]), seen[site.name])
         path = choose(readings, site.units)
+        paths[site.name] = replace(path, factor=None)  # as large as a covariance
+        usual = tuple(one.typical for one in seen[site.name] if one.typical is not None)
+        if usual:
+            readings = _chosen_by(_readings(site, tensors, usual), seen[site.name])
+            path = choose(readings, site.units)
         total = pooled_energy(readings)
         curves[site.name] = (path.curve(site.units, total) / (1.0 if readings[0].cost else total)).double()
-        paths[site.name] = replace(path, factor=None)  # as large as a covariance
     return Survey(seen, paths, curves)
 
 
@@ -176,10 +180,13 @@ def _observe(
 ) -> dict[str, tuple[Observed, ...]]:
     """Moments at every reader of the sites, in one pass."""
     taps = [taps for site in sites for taps in found.taps[site.name]]
+    energies = (
+        [_energies(tensors, reader, site) for site in sites for reader in site.readers] if request.typical else None
+    )
     batches = list(inputs(found.graphs[0], request.prior, request.seed))
     try:
         with request.clock.stage("observing"):
-            found_moments = _seen(found, tensors, taps, batches, request)
+            found_moments = _seen(found, tensors, taps, batches, request, energies)
     except (RuntimeError, IndexError, TypeError) as error:
         if isinstance(request.prior, Gaussian):
             raise
@@ -197,6 +204,7 @@ def _seen(
     taps: Sequence[tuple[Tap, ...]],
     batches: Sequence[Arguments],
     request: Request,
+    energies: Sequence[Tensor] | None,
 ) -> list[Observed]:
     """Moments of every reader, with what errors cost the network where that is asked for."""
     first, own = found.graphs[0], forced(request.prior)
@@ -204,9 +212,11 @@ def _seen(
     held = tensors
     if not first.path and (text or (isinstance(request.prior, Gaussian) and by_shape(first) and not normed(first))):
         held = reduced(first, tensors, images=not text)
-    result = moments(found.graphs, held, taps, batches, batch_statistics=own, norms=request.norms, every=text)
+    result = moments(
+        found.graphs, held, taps, batches, batch_statistics=own, norms=request.norms, every=text, energies=energies
+    )
     if request.costs and not first.path:
-        few = _spaced(batches, SENSED)
+        few = spaced(batches, SENSED)
         costs = sensitivities(first, held, taps, few, seed=request.seed, batch_statistics=own)
         result = [replace(one, cost=M) for one, M in zip(result, costs, strict=True)]
     return result
@@ -243,7 +253,7 @@ def _chosen_by(readings: list[Reading], seen: Sequence[Observed]) -> list[Readin
     return [weighed(reading, M) for reading, M in zip(readings, costs, strict=True) if M is not None]
 
 
-def _spaced(batches: Sequence[Arguments], inputs: int) -> list[Arguments]:
+def spaced(batches: Sequence[Arguments], inputs: int) -> list[Arguments]:
     """Batches evenly from all of them, with about so many numbers or tokens."""
     each = max(sum(leaf.numel() for leaf in pytree.tree_leaves(batches[0]) if isinstance(leaf, Tensor)), 1)
     wanted = min(max(1, inputs // each), len(batches))
@@ -260,6 +270,12 @@ def _outgoing(weight: Tensor, reader: Reader, units: int) -> Tensor:
         rows = rows.narrow(-1, at.start, units * at.span)
     result: Tensor = rows.unflatten(-1, (size, -1)).transpose(-1, -2)
     return result
+
+
+def _energies(tensors: Mapping[str, Tensor], reader: Reader, site: Site) -> Tensor:
+    """‖W_:j‖² of every entry of a reader, (n·b,)."""
+    W = _outgoing(tensors[reader.weight.tensor], reader, site.units)
+    return W.float().square().flatten(0, -2).sum(0)
 
 
 def _layer(site: Site, makers: tuple[Maker, ...], tensors: Mapping[str, Tensor], radius: float) -> Layer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from coreprune.maths.streaming import Stream, finite, squared
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Tap
 
-__all__ = ["Moments", "Observed", "as_seen", "moments", "run", "spread"]
+__all__ = ["Hook", "Moments", "Observed", "as_seen", "clipped", "moments", "run", "spread"]
 
 _GROUPED = {f"aten.conv{axes}d.default" for axes in (1, 2, 3)}
 Hook = Callable[[Tap, Tensor], Tensor | None]
@@ -243,13 +243,15 @@ class Observed:
     """What a reader saw of its units: mean (units·block,) and covariance (units·block, units·block), float64.
 
     The covariance is of low rank where samples are few. It is divided by `count`, the number of samples taken in.
-    `cost` is the second moment of the network's gradients there, (units·block, units·block), where it was asked for.
+    `cost` is the second moment of the network's gradients there, (units·block, units·block), and `typical` are the
+    moments of clipped samples, see `clipped`, where they were asked for.
     """
 
     mean: Tensor
     covariance: Tensor | LowRank
     count: int
     cost: Tensor | None = None
+    typical: Observed | None = None
 
 
 class Moments(Stream):
@@ -306,6 +308,7 @@ def moments(
     batch_statistics: bool = False,
     norms: Norms | None = None,
     every: bool = False,
+    energies: Sequence[Tensor] | None = None,
 ) -> list[Observed]:
     """Mean and covariance of what readers see.
 
@@ -318,6 +321,7 @@ def moments(
         batch_statistics: see `run`.
         norms: of the first graph, see `run`.
         every: take in every sample there is, as of text, where neighbours say different things.
+        energies: ‖W_:j‖² of every entry, (units·block,), by reader, where typical moments are wanted too.
 
     Returns:
         One for each reader. Readers that see the same entries of the same value share theirs.
@@ -331,26 +335,32 @@ def moments(
         tuple((t.graph, t.operand, t.axis, t.entries.shape, t.entries.numpy().tobytes()) for t in r) for r in readers
     ]
     seen: dict[Any, Moments] = {}
-    into: dict[int, list[Moments]] = {}
+    usual: dict[Any, Moments] = {}
+    into: dict[int, list[tuple[Moments, Moments | None, Tensor | None]]] = {}
     taps: dict[int, dict[int, Tap]] = {}
-    for key, reader in zip(keys, readers, strict=True):
+    for i, (key, reader) in enumerate(zip(keys, readers, strict=True)):
         if key not in seen:
             seen[key] = Moments(math.prod(reader[0].entries.shape[:2]))
+            if energies is not None:
+                usual[key] = Moments(math.prod(reader[0].entries.shape[:2]))
             for tap in reader:
                 taps.setdefault(tap.graph, {})[id(tap)] = tap
-                into.setdefault(id(tap), []).append(seen[key])
+                own = None if energies is None else energies[i]
+                into.setdefault(id(tap), []).append((seen[key], usual.get(key), own))
 
     def look(tap: Tap, value: Tensor) -> None:
         limit = max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES) // many
         new = samples(value, tap, value.numel() if every else limit)
-        for one in into[id(tap)]:
+        for one, typical, each in into[id(tap)]:
             one.add(new)
+            if typical is not None and each is not None:
+                typical.add(clipped(samples(value, tap, limit) if every else new, each))
 
     blocks = ((index, graphs[index].arguments) for index in taps if graphs[index].path)
     whole = [index for index in taps if not graphs[index].path]
     for index, arguments in chain(blocks, ((i, a) for a in (batches if whole else ()) for i in whole)):
         at = taps[index].values()
-        own = None if index else norms
+        held = None if index else norms
         run(
             graphs[index],
             tensors,
@@ -358,11 +368,25 @@ def moments(
             taps=at,
             hook=look,
             batch_statistics=batch_statistics,
-            norms=own,
+            norms=held,
             complete=False,
         )
     into.clear()
     done = {}
     for key in list(seen):  # a stream is as large as what comes of it
-        done[key] = seen.pop(key).observed()
+        typical = usual.pop(key).observed() if key in usual else None
+        done[key] = replace(seen.pop(key).observed(), typical=typical)
     return [done[key] for key in keys]
+
+
+def clipped(rows: Tensor, energies: Tensor) -> Tensor:
+    """Samples x, (N, n), those with more energy Σ_j ‖W_:j‖² x_j² than the median scaled down to it.
+
+    A token that makes a massive activation is one of thousands, and weighs as one.
+
+    Example:
+        >>> clipped(torch.tensor([[1.0], [2.0], [-8.0]]), torch.ones(1)).flatten().tolist()
+        [1.0, 2.0, -2.0]
+    """
+    energy = rows.float().square() @ energies.to(rows.device, torch.float32)
+    return rows * (energy.median() / energy.clamp(min=1e-30)).sqrt().clamp(max=1)[:, None].to(rows)

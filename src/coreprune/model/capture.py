@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "", quick: boo
     args, kwargs = arguments(example_inputs)
     if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in pytree.tree_leaves((args, kwargs))):
         raise InvalidInputError("example_inputs hold an empty tensor: pass a batch of one input or more")
+    if not path and "use_cache" not in kwargs and "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs = {**kwargs, "use_cache": False}  # a cache of keys and values is no tensor, and no part of the network
     prefix = f"{path}." if path else ""
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,0 +1,222 @@
+"""What each site's cut costs the whole network when all are made together, and widths by it.
+
+Put α_s(ĥ − h) + h in the place of what the readers of site s get, where ĥ is what the kept units make of h: α = 0 is
+the dense network and α = (1, …, 1) the cut one. Along the straight path between them the loss L of the outputs is
+
+    L(1, …, 1) = Σ_s ∫₀¹ ∂L/∂α_s (a, …, a) da ≈ Σ_s ∂L/∂α_s (½, …, ½),
+
+so that one backward pass shares out what is lost. The middle is exact where L is of second order, with errors that add
+up or cancel, which costs of single sites do not know. L is
+
+- where the network predicts tokens, their divergence KL(p_dense ‖ p), in nats for each;
+- else the squared error of the outputs, as a share of their energy about the mean of a batch.
+
+An error curve err(k) says what one more unit of a site is worth beside another of its own; scaled to the share that
+its site had at some widths, it says so beside the units of other sites, near these widths.
+
+Source: Aumann & Shapley 1974; integrated gradients, Sundararajan et al. 2017, arXiv:1703.01365.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from coreprune.engine.equivalence import reconstructed
+from coreprune.engine.inputs import forced, inputs
+from coreprune.engine.local import Request
+from coreprune.engine.network import Survey, decide_network, spaced
+from coreprune.engine.norms import normed
+from coreprune.engine.observe import Hook, run
+from coreprune.engine.precision import reduced
+from coreprune.engine.probes import token_tables
+from coreprune.maths.layer import Coreset
+from coreprune.model.capture import Arguments, Captured
+from coreprune.model.site import Inspection, Tap
+
+__all__ = ["Loss", "balanced", "lost"]
+
+#: tokens, or numbers of other inputs, that the loss is shared out on
+TOKENS, NUMBERS = 4096, 2**20
+ROUNDS = 2  # of sharing out, each by what was lost at the widths before
+LEAST = 1e-3  # of the mean share: what a site is said to cost at least
+NEAR = 0.5  # of its units, which a site keeps at least from one round to the next
+FORBIDDEN = 1e6  # times the error of keeping nothing
+_ROWS = 512  # predictions that are compared at a time
+
+Widths = dict[str, int]
+
+
+class Loss(NamedTuple):
+    """What is lost: `total` = L(1, …, 1), as measured, and `shares` of the sites, which sum to about that."""
+
+    total: float
+    shares: list[float]
+
+
+def lost(
+    captured: Captured,
+    tensors: Mapping[str, Tensor],
+    sites: Sequence[Iterable[tuple[Tap, Coreset]]],
+    batches: Iterable[Arguments],
+    *,
+    batch_statistics: bool = False,
+) -> Loss:
+    """What the cuts of all sites together lose, and each site's share of it, see the head of this file.
+
+    Args:
+        captured: the graph of the whole network.
+        tensors: parameters and buffers, by name; not changed.
+        sites: for each the taps of its readers, and what stands for its units there.
+        batches: inputs of the network, at least one.
+        batch_statistics: see `coreprune.engine.observe.run`.
+    """
+    of = {id(tap): (at, coreset) for at, pairs in enumerate(sites) for tap, coreset in pairs}
+    taps = [tap for pairs in sites for tap, _ in pairs]
+    middle = torch.full((len(sites),), 0.5, requires_grad=True)
+    tables = set(token_tables(captured).values())
+    total, count = 0.0, 0.0
+
+    def whole(tap: Tap, value: Tensor) -> Tensor:
+        return reconstructed(value, tap, of[id(tap)][1])
+
+    def halfway(tap: Tap, value: Tensor) -> Tensor:
+        return value + middle[of[id(tap)][0]].to(value) * (whole(tap, value) - value)
+
+    def outputs(arguments: Arguments, hook: Hook | None, grad: bool) -> list[Any]:
+        used = taps if hook else ()
+        return run(captured, tensors, arguments, taps=used, hook=hook, batch_statistics=batch_statistics, grad=grad)
+
+    for arguments in batches:
+        dense = outputs(arguments, None, False)
+        found, weight = _losses(dense, outputs(arguments, whole, False), tables)
+        total += sum(one.value for one in found)
+        count += weight
+        found, _ = _losses(dense, outputs(arguments, halfway, True), tables)
+        pulled = [one for one in found if one.output.requires_grad]
+        if pulled:
+            torch.autograd.backward([one.output for one in pulled], [one.gradient for one in pulled])
+        del found, pulled  # which hold the graph
+    gradient = torch.zeros(len(sites)) if middle.grad is None else middle.grad
+    each = max(count, 1.0)
+    return Loss(total / each, (gradient.double() / each).tolist())
+
+
+class _Lost(NamedTuple):
+    """The loss of one output z, and ∂/∂z of it."""
+
+    output: Tensor
+    value: float
+    gradient: Tensor
+
+
+def _losses(dense: Sequence[Any], small: Sequence[Any], tables: Collection[int]) -> tuple[list[_Lost], float]:
+    """What one batch loses, and how many predictions, or batches, that sums up."""
+    pairs = [
+        (y, z)
+        for y, z in zip(dense, small, strict=True)
+        if isinstance(z, Tensor) and z.is_floating_point() and z.dim() and z.numel()
+    ]
+    told = next(((y, z) for y, z in pairs if z.dim() > 1 and z.shape[-1] in tables), None)
+    if told is not None:
+        return [_divergence(*told)], told[1].numel() / told[1].shape[-1]
+    return [_error(y, z) for y, z in pairs], 1.0
+
+
+def _divergence(y: Tensor, z: Tensor) -> _Lost:
+    """Σ KL(p_y ‖ p_z) over the predictions of logits (…, V), whose gradient is p_z − p_y."""
+    total, gradient = 0.0, torch.empty_like(z)
+    for into, a, b in zip(*(v.detach().flatten(0, -2).split(_ROWS) for v in (gradient, y, z)), strict=True):
+        p, q = a.float().log_softmax(-1), b.float().log_softmax(-1)
+        total += float(((p - q) * p.exp()).double().sum())
+        into.copy_(q.exp_().sub_(p.exp_()))
+    return _Lost(z, total, gradient)
+
+
+def _error(y: Tensor, z: Tensor) -> _Lost:
+    """‖z − y‖² / ‖y − ȳ‖², ȳ the mean of the batch, with its gradient."""
+    a, b = y.detach().double(), z.detach().double()
+    energy = (a - (a.mean(0) if len(a) > 1 else 0.0)).square().sum().clamp(min=1e-30)
+    return _Lost(z, float((b - a).square().sum() / energy), (2 * (b - a) / energy).to(z.dtype))
+
+
+# ---------------------------------------------------------------- widths
+
+
+def balanced(
+    found: Inspection,
+    tensors: Mapping[str, Tensor],
+    request: Request,
+    survey: Survey,
+    allocated: Callable[[Mapping[str, Tensor]], Widths],
+) -> Widths:
+    """Widths under which the network loses least, of those tried; never more than where all sites lose one share.
+
+    The sites' curves are scaled to what each was found to cost at the widths before, and the budget is shared out anew.
+
+    Args:
+        found: sites with their captured graphs, of which the first is the whole network's.
+        tensors: parameters and buffers, by name; not changed.
+        request: how to cut. survey: of all sites.
+        allocated: units to keep within the budget, for error curves by site.
+    """
+    captured, quiet = found.graphs[0], replace(request, progress=None)
+    curves, scales = survey.curves, dict.fromkeys(survey.curves, math.nan)
+    kept = allocated(_alike(found))
+    if kept == allocated(curves):  # nothing is free
+        return kept
+    limit = TOKENS if token_tables(captured) else NUMBERS
+    few = spaced(list(inputs(captured, request.prior, request.seed)), limit)
+    own = forced(request.prior) or normed(captured)
+    held = reduced(captured, tensors) if token_tables(captured) else tensors
+    tried: list[tuple[float, Widths]] = []
+    while True:
+        cuts = decide_network(found, tensors, kept, quiet, survey)
+        pairs = [
+            [(tap, one) for taps, one in zip(found.taps[cut.site.name], cut.coresets, strict=True) for tap in taps]
+            for cut in cuts
+        ]
+        total, shares = lost(captured, held, pairs, few, batch_statistics=own)
+        tried.append((total, kept))
+        if len(tried) > ROUNDS or not cuts:
+            return min(tried, key=lambda one: one[0])[1]
+        scales = _scaled(scales, curves, kept, {cut.site.name: one for cut, one in zip(cuts, shares, strict=True)})
+        scaled = {name: curve * scales[name] for name, curve in curves.items()}
+        kept = allocated(scaled | {name: _near(scaled[name], units) for name, units in kept.items()})
+
+
+def _alike(found: Inspection) -> dict[str, Tensor]:
+    """Curves under which all sites lose one share of their units: parameters times the square of what is gone."""
+    return {
+        site.name: found.governs(site) * torch.linspace(1, 0, site.units + 1, dtype=torch.float64).square()
+        for site in found.sites
+    }
+
+
+def _near(curve: Tensor, kept: int) -> Tensor:
+    """A curve that forbids to keep fewer than NEAR of what was kept: the scale was found there."""
+    result = curve.clone()
+    result[: math.ceil(kept * NEAR)] = FORBIDDEN * float(curve[0])
+    return result
+
+
+def _scaled(
+    before: Mapping[str, float], curves: Mapping[str, Tensor], kept: Widths, shares: Mapping[str, float]
+) -> dict[str, float]:
+    """What a curve is multiplied with: its share over its error, as a geometric mean with what was found before."""
+    floor = LEAST * sum(abs(share) for share in shares.values()) / max(len(shares), 1)
+    result = dict(before)
+    for name, share in shares.items():
+        curve = curves[name]
+        error = float(curve[kept[name]])
+        if error > LEAST**2 * float(curve[0]):  # else nothing is learnt
+            new = max(share, floor) / error
+            result[name] = new if math.isnan(before[name]) else math.sqrt(new * before[name])
+    known = [math.log(scale) for scale in result.values() if not math.isnan(scale)]
+    usual = math.exp(sum(known) / len(known)) if known else 1.0
+    return {name: usual if math.isnan(scale) else scale for name, scale in result.items()}
