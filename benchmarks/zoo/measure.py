@@ -201,6 +201,12 @@ def line(row: dict[str, Any]) -> str:
     return ", ".join(part for part in (row["status"], removed, took, extra, row.get("error", "")) if part)
 
 
+def recorded(name: str) -> list[dict[str, Any]]:
+    """The rows of benchmarks/results/NAME.json, if it is there."""
+    path = Path(__file__).parents[1] / "results" / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
 def save(name: str, packages: list[str], body: dict[str, Any]) -> None:
     """Write benchmarks/results/NAME.json."""
     sys.path.append(str(Path(__file__).parents[1]))
@@ -218,6 +224,9 @@ def main(tool: str, package: str, script: str, cut: Cut, describe: Describe | No
     parser.add_argument(
         "--threads", type=int, default=THREADS, help="1 where the cores are shared (default: %(default)s)"
     )
+    parser.add_argument(
+        "--missing", action="store_true", help="go on: only networks that the record has no row of, or one that failed"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -226,11 +235,12 @@ def main(tool: str, package: str, script: str, cut: Cut, describe: Describe | No
         return
     torch.set_num_threads(args.threads)  # only for the record, which says it
     settings = {"limit": args.limit, "threads": args.threads}
-    rows = []
-    for name in args.models or models():
-        rows.append(run(Path(script), name, args.limit, args.threads))
-        print(f"{name}: {line(rows[-1])}", flush=True)
+    known = {row["model"]: row for row in recorded(f"zoo-{tool}") if row["status"] == "ok"} if args.missing else {}
+    for name in [name for name in args.models or models() if name not in known]:
+        known[name] = run(Path(script), name, args.limit, args.threads) | settings
+        print(f"{name}: {line(known[name])}", flush=True)
         if not args.models:
+            rows = [known[one] for one in sorted(known)]
             save(f"zoo-{tool}", [package, "torchvision"], {**settings, "rows": rows})
-    counts = Counter(row["status"] for row in rows)
+    counts = Counter(row["status"] for row in known.values())
     print(f"{tool}: " + ", ".join(f"{count} {status}" for status, count in counts.most_common()))
