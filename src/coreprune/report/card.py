@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coreprune.report.text import outputs_text
+from coreprune.report.text import outputs_text, prior_text
 
 __all__ = ["card"]
 
@@ -34,7 +34,7 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
         "were given new outgoing weights that stand for them.",
         "",
         f"- Method: {recipe['method']}{', reweighted' if recipe.get('reweight') else ''}",
-        f"- Prior: {recipe['prior']}",
+        f"- Prior: {prior_text(recipe)}",
         f"- Data used: {'yes' if recipe['data_used'] else 'no'}",
         f"- Seed: {recipe['seed']}",
         *([] if not recipe.get("outputs") else [f"- Outputs, before against after: {outputs_text(recipe['outputs'])}"]),

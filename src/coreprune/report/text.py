@@ -8,7 +8,17 @@ from typing import Any
 from coreprune.model.text import inspection_text, rows_of, starred, table, wrap
 from coreprune.plan import Plan
 
-__all__ = ["bytes_text", "inspection_text", "outputs_text", "rows_of", "starred", "summary", "table", "wrap"]
+__all__ = [
+    "bytes_text",
+    "inspection_text",
+    "outputs_text",
+    "prior_text",
+    "rows_of",
+    "starred",
+    "summary",
+    "table",
+    "wrap",
+]
 
 
 def bytes_text(count: int) -> str:
@@ -46,7 +56,7 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
     weights = "least-squares weights, " if recipe.get("reweight") else ""
     lines = [
         f"method {recipe['method']}, {weights}seed {recipe['seed']}, data used: {used}",
-        f"prior: {recipe['prior']}",
+        f"prior: {prior_text(recipe)}",
         table(head, [row[: len(head)] for row in rows]) if rows else "nothing was cut",
         f"parameters {dense_parameters:,} -> {parameters:,} ({removed:.1%} removed), "
         f"{bytes_text(dense_bytes)} -> {bytes_text(small_bytes)}",
@@ -60,6 +70,17 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
         *_trained(recipe.get("distilled")),
     ]
     return "\n".join(line for text in lines for line in wrap(text))
+
+
+def prior_text(recipe: Mapping[str, Any]) -> str:
+    """The prior in words, and why it was picked if nobody asked for it.
+
+    Example:
+        >>> prior_text({"prior": "random inputs", "prior_reason": "nothing else is known"})
+        'random inputs; picked because nothing else is known'
+    """
+    reason = recipe.get("prior_reason")
+    return str(recipe["prior"]) + (f"; picked because {reason}" if reason else "")
 
 
 def outputs_text(facts: Mapping[str, Any]) -> str:
