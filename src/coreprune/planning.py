@@ -63,7 +63,7 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     check_finite(model.state_dict())
     budget = with_table(model, found, wish.budget, wish.clock)
     wish = replace(wish, budget=budget, timed=arguments_of(model, found))
-    prior = wish.law(model, found)
+    prior, reason = wish.law(model, found)
     law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)
     costs, usual = _by_costs(model, seen, wish), wish.uniform is False and _balances(seen, wish, text=True)
@@ -88,6 +88,7 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
         with wish.clock.stage("correcting"):
             shifts = corrections(seen, tensors, made, inputs(seen.graphs[0], law, wish.seed), request.norms)
     recipe = _recipe(found, example_inputs, wish, law, drawn) | measured
+    recipe |= {} if reason is None else {"prior_reason": reason}
     return Decision(Plan(cuts, recipe, found.shapes, shifts), made.shifted(shifts), prior)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coreprune.budget import Remove
 from coreprune.clock import Clock
 from coreprune.engine.driven import asked_of
-from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior
+from coreprune.engine.inputs import PRIORS, Prior, check_prior, picked
 from coreprune.engine.local import Progress
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.maths.methods import method as method_named
@@ -50,14 +50,17 @@ class Wish:
     protect: Mapping[str, float | int] | None = None
     timed: Arguments = ((), {})
 
-    def law(self, model: nn.Module, found: Inspection) -> Prior:
-        """Where the law of the units comes from: what is asked for, or what suits the network."""
+    def law(self, model: nn.Module, found: Inspection) -> tuple[Prior, str | None]:
+        """Where the law of the units comes from: what is asked for, or what suits the network, and then why."""
         if self.data is not None:
-            return Data(self.data)
+            return Data(self.data), None
         if self.prior is not None and self.prior != "auto":
-            return PRIORS[self.prior]() if isinstance(self.prior, str) else self.prior
-        needed = method_named(self.method).law or self.reweight
-        return automatic(model, found.graphs[0]) if found.graphs and needed else Gaussian()
+            return PRIORS[self.prior]() if isinstance(self.prior, str) else self.prior, None
+        if not found.graphs:
+            return Gaussian(), "layers in a row have moments in closed form under it"
+        if not (method_named(self.method).law or self.reweight):
+            return Gaussian(), f"method {self.method} looks at the weights alone, and the prior only says its error"
+        return picked(model, found.graphs[0])
 
 
 def check(wish: Wish) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import coreprune as cp
 from coreprune.engine import inputs as module
 from coreprune.engine import probes
-from coreprune.engine.inputs import AFFORDABLE, PRIORS, automatic, forced, inputs, prior_of, settled
+from coreprune.engine.inputs import AFFORDABLE, PRIORS, automatic, forced, inputs, picked, prior_of, settled
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import capture
 from coreprune.priors.data import Data, Drawn
@@ -169,6 +170,49 @@ def test_where_text_cannot_stand_for_all_inputs_there_is_noise(folder):
     assert automatic(model, capture(model, pair)) == Gaussian()
     padded = {"input_ids": tokens(), "attention_mask": (torch.arange(7) < torch.tensor([[7], [4]])).long()}
     assert automatic(bert(folder), capture(bert(folder), padded)) == Gaussian()
+
+
+def test_why_a_prior_was_picked_is_said_with_it(folder, monkeypatch):
+    """Each road to a prior has a reason of its own, and the reason belongs to what was picked."""
+    pair = {"input_ids": tokens(2, 9), "decoder_input_ids": tokens(2, 7), "use_cache": False}
+    forgetful = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    image, small = torch.zeros(2, 3, 8, 8), images()
+    whole = torch.randint(5, (2, 9), generator=seeded(0))
+    cases: list[tuple[nn.Module, Any, type, str]] = [
+        (llama(folder), ids(), Text, "a tokenizer lies beside its weights"),
+        (llama(), ids(), Generated, "it can write text"),
+        (bert(folder), {"input_ids": tokens()}, Text, "a tokenizer lies beside its weights"),
+        (bert(), {"input_ids": tokens()}, Gaussian, "writes no text"),
+        (t5(folder), pair, Gaussian, "cannot take the place"),
+        (small, image, Matched, "its BatchNorms remember"),
+        (small, torch.zeros(2, 3, 700, 700), Gaussian, "cheap enough"),
+        (forgetful, image, Gaussian, "nothing in the network remembers its inputs"),
+        (Idle("whole numbers").eval(), whole, Gaussian, "neither images nor tokens"),
+    ]
+    for model, example, prior, words in cases:
+        captured = capture(model, example)
+        found = picked(model, captured)
+        assert found.prior == automatic(model, captured) and type(found.prior) is prior
+        assert words in found.reason, found.reason
+    blocks = replace(capture(small, image), path="0")
+    assert picked(small, blocks).prior == Gaussian() and "one by one" in picked(small, blocks).reason
+
+
+def test_the_recipe_says_why_where_nobody_chose(folder):
+    x = torch.zeros(4, 3, 8, 8)
+    for prior in (None, "auto"):
+        plan = cp.plan(images(), x, units={"0": 2}, prior=prior)
+        assert plan.recipe["prior_reason"] == "its BatchNorms remember the mean and the variance of every channel"
+    loader = [torch.randn(4, 3, 8, 8, generator=seeded(0))]
+    for asked in ({"prior": "matched"}, {"prior": "noise"}, {"prior": Gaussian()}, {"data": loader}):
+        assert "prior_reason" not in cp.plan(images(), x, units={"0": 2}, **asked).recipe
+    bare = cp.plan(images(), x, units={"0": 2}, method="magnitude")
+    assert bare.recipe["prior"].startswith("random inputs") and "weights alone" in bare.recipe["prior_reason"]
+    again = cp.plan(images(), x, units={"0": 2}, method="magnitude", reweight=True)
+    assert "its BatchNorms remember" in again.recipe["prior_reason"]
+    stack = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert "closed form" in cp.plan(stack, units={"0": 3}).recipe["prior_reason"]
+    assert "prior_reason" not in cp.plan(stack, units={"0": 3}, prior=Gaussian(std=0.5)).recipe
 
 
 def test_what_is_asked_is_what_there_is(folder):

@@ -88,6 +88,7 @@ def evil() -> Numbers:
     rows = [(site(EVIL, 64), 20, {"relative_error": 0.5, "domain": EVIL}), (site(tag + "a" * 200, 64), 30, {})]
     recipe = {
         "prior": EVIL,
+        "prior_reason": EVIL,
         "method": tag,
         "refused": [[EVIL, f"{tag}{EVIL}"]],
         "commands": [f"coreprune prune {EVIL}"],

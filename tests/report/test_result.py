@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 
 import coreprune as cp
 from coreprune.errors import InvalidInputError
+from coreprune.report.card import card
 from report.results import convolutions, saved, stack
 
 IMAGE = torch.zeros(2, 3, 9, 9)
+SIZES = ("dense_parameters", "dense_bytes", "parameters", "bytes")
 
 
 def body(path):
@@ -52,6 +55,24 @@ def test_curves_of_a_budget_are_kept_and_drawn(tmp_path, model, inputs):
     assert "could not be cut" in path.read_text()
     assert body(path)["made_with"]["torch"] == torch.__version__
     assert "Error over units kept" not in cp.prune(model(), *inputs, remove={"*": 0.4}).report(path).read_text()
+
+
+def test_why_a_prior_was_picked_goes_behind_it(tmp_path):
+    """In the summary, on the page, in its JSON, in a notebook and on a model card; only where nobody chose it."""
+    for i, (request, picked) in enumerate((({}, True), ({"prior": "noise"}, False))):
+        small = cp.prune(convolutions(), IMAGE, remove={"*": 0.4}, **request)
+        path = small.report(tmp_path / f"{i}.html")
+        recipe = small.plan.recipe
+        assert ("prior_reason" in recipe) is picked
+        said = f"prior: {recipe['prior']}" + (f"; picked because {recipe['prior_reason']}" if picked else "")
+        assert said in " ".join(small.summary().split())
+        structure = {"recipe": recipe, "size": dict.fromkeys(SIZES, 1), "sites": []}
+        for where in (path.read_text(), small._repr_html_(), card(structure, "Net")):
+            plain = html.unescape(where)
+            assert recipe["prior"] in plain and ("picked because" in plain) is picked
+            assert not picked or f"{recipe['prior']}; picked because {recipe['prior_reason']}" in plain
+        assert body(path)["recipe"].get("prior_reason") == recipe.get("prior_reason")
+        assert '<th scope="row">prior_reason' not in path.read_text()
 
 
 def test_a_notebook_shows_the_sites():

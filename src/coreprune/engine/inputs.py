@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from coreprune.priors.zipf import Zipf
 
 __all__ = [
     "PRIORS",
+    "Picked",
     "Prior",
     "automatic",
     "check_prior",
@@ -43,6 +44,7 @@ __all__ = [
     "drawn_tokens",
     "forced",
     "inputs",
+    "picked",
     "prior_of",
     "settled",
     "with_tokens",
@@ -159,22 +161,52 @@ def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Te
     without one writes its own; images are matched to BatchNorm statistics where that costs at most AFFORDABLE;
     all else gets noise.
     """
-    if captured.path:  # blocks are observed on what they were given with the example
-        return Gaussian()
+    return picked(model, captured).prior
+
+
+class Picked(NamedTuple):
+    """A prior that was picked by itself.
+
+    Attributes:
+        prior: see `automatic`.
+        reason: why, as a clause that goes on from "picked because".
+    """
+
+    prior: Gaussian | Generated | Text | Matched
+    reason: str
+
+
+def picked(model: nn.Module, captured: Captured) -> Picked:
+    """What `automatic` picks, and why."""
+    if captured.path:
+        return Picked(Gaussian(), "blocks are captured one by one, and run on what the example brought to them")
     if token_tables(captured):
-        prior: Gaussian | Generated | Text = Gaussian()
-        if reads(model):
-            prior = Text(length=WINDOW) if writes(model) else Text()
-        elif writes(model):
-            prior = Generated()
-        return prior if isinstance(prior, Gaussian) or _follow(captured, prior, model) else Gaussian()
+        return _for_tokens(model, captured)
     leaves = pytree.tree_leaves(captured.arguments)
-    image = any(isinstance(v, Tensor) and v.is_floating_point() for v in leaves)
-    if image and normed(captured) and matches(model):
-        images = Matched()
-        most = AFFORDABLE * max(batch_size(captured), 1) / (3 * images.count * images.steps)
-        return images if least_operations(captured) <= most and _operations(captured) <= most else Gaussian()
-    return Gaussian()
+    if not any(isinstance(v, Tensor) and v.is_floating_point() for v in leaves):
+        return Picked(Gaussian(), "it reads neither images nor tokens of a table")
+    if not (normed(captured) and matches(model)):
+        return Picked(Gaussian(), "nothing in the network remembers its inputs, as a BatchNorm or a tokenizer would")
+    images = Matched()
+    most = AFFORDABLE * max(batch_size(captured), 1) / (3 * images.count * images.steps)
+    if least_operations(captured) <= most and _operations(captured) <= most:
+        return Picked(images, "its BatchNorms remember the mean and the variance of every channel")
+    return Picked(Gaussian(), "matching images to its BatchNorms is not known to be cheap enough")
+
+
+def _for_tokens(model: nn.Module, captured: Captured) -> Picked:
+    """`picked` for a network that reads tokens."""
+    prior: Generated | Text
+    if reads(model):
+        prior = Text(length=WINDOW) if writes(model) else Text()
+        reason = "it reads tokens, and a tokenizer lies beside its weights"
+    elif writes(model):
+        prior, reason = Generated(), "it can write text, and no tokenizer lies beside its weights to read one"
+    else:
+        return Picked(Gaussian(), "it reads tokens, but no tokenizer lies beside its weights and it writes no text")
+    if _follow(captured, prior, model):
+        return Picked(prior, reason)
+    return Picked(Gaussian(), "it reads tokens, but text cannot take the place of those of the example")
 
 
 def settled(

@@ -25,6 +25,7 @@ from coreprune.engine.sensitivity import sensitivities
 from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.lowrank import LowRank, about_zero
+from coreprune.maths.outliers import brought, first_of, massive
 from coreprune.maths.readers import (
     Reading,
     choose,
@@ -136,12 +137,10 @@ def cut_site(
         ranked: a path through all numbers of units, from the same moments.
     """
     readings = _readings(site, tensors, seen)
+    energy = brought(readings, site.units)
     if request.method.name == "kernel":
-        by = _chosen_by(readings, seen)
-        path = choose(by, site.units, keep) if ranked is None else ranked
-        kept = path.kept if ranked is None else kept_of(path, site.units, keep)
-        own = path if len(readings) == 1 and ranked is None else None
-        coresets = tuple(replace_for(readings, kept, own))
+        kept, path = _kept(_chosen_by(readings, seen), site.units, keep, ranked, massive(energy))
+        coresets = tuple(replace_for(readings, kept, path))
     else:
         layer = _layer(site, makers, tensors, request.radius)
         if request.method.law:
@@ -159,7 +158,27 @@ def cut_site(
             coresets = tuple(replace_for(readings, chosen.indices))
         else:
             coresets = tuple(spread(chosen, reading.block) for reading in readings)
-    return Cut(site, coresets, _evidence(readings, coresets))
+    return Cut(site, coresets, _evidence(readings, coresets) | _outliers(energy, coresets[0].indices))
+
+
+def _kept(by: list[Reading], units: int, keep: int, ranked: Path | None, first: Tensor) -> tuple[Tensor, Path | None]:
+    """The units that stay, massive ones before all others, and the path that led to them for one reader alone."""
+    path = choose(by, units, keep) if ranked is None else ranked
+    kept = path.kept if ranked is None else kept_of(path, units, keep)
+    if bool(torch.isin(first[:keep], kept).all()):  # they carry so much that a path hardly ever leaves them out
+        return kept, path if len(by) == 1 and ranked is None else None
+    whole = path if path.added or ranked is not None else choose(by, units)
+    return first_of(whole, units, keep, first), None
+
+
+def _outliers(energy: Tensor, kept: Tensor) -> dict[str, Any]:
+    """The massive units, the share of all that is brought to the readers that is theirs, and those that went."""
+    first = massive(energy)
+    if not len(first):
+        return {}
+    gone = first[~torch.isin(first, kept.cpu())]
+    share = float(energy[first].sum() / energy.sum())
+    return {"massive": {"units": first.tolist(), "share": share, "removed": gone.tolist()}}
 
 
 def _evidence(readings: list[Reading], coresets: tuple[Coreset, ...]) -> dict[str, Any]:

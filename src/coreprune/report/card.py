@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coreprune.report.text import outputs_text
+from coreprune.report.text import massive_text, outputs_text, prior_text
 
 __all__ = ["card"]
 
@@ -21,6 +21,7 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
     trained = recipe.get("distilled")
     how = "and then trained to agree with the dense network" if trained else "without fine-tuning"
     less = 1 - size["parameters"] / max(size["dense_parameters"], 1)
+    outliers = massive_text({one["site"]["name"]: one["evidence"].get("massive") for one in structure["sites"]})
     lines = [
         "---",
         "library_name: transformers",
@@ -34,10 +35,11 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
         "were given new outgoing weights that stand for them.",
         "",
         f"- Method: {recipe['method']}{', reweighted' if recipe.get('reweight') else ''}",
-        f"- Prior: {recipe['prior']}",
+        f"- Prior: {prior_text(recipe)}",
         f"- Data used: {'yes' if recipe['data_used'] else 'no'}",
         f"- Seed: {recipe['seed']}",
         *([] if not recipe.get("outputs") else [f"- Outputs, before against after: {outputs_text(recipe['outputs'])}"]),
+        *([f"- Massive units: {outliers}"] if outliers else []),
         *([] if not trained else [_training(trained)]),
         *(f"- Command: `{command}`" for command in recipe.get("commands", ())),
         *(f"- {name} {version}" for name, version in (recipe.get("versions") or {}).items()),

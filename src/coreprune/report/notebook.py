@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from coreprune.plan import Cut, Plan
-from coreprune.report.text import bytes_text, outputs_text, rows_of, starred
+from coreprune.report.text import bytes_text, outputs_text, prior_text, rows_of, starred
 
 __all__ = ["repr_html"]
 
@@ -40,7 +40,7 @@ def repr_html(plan: Plan, before: tuple[int, int], after: tuple[int, int]) -> st
     return (
         f"<p><strong>{before[0]:,} → {after[0]:,} parameters</strong> ({removed:.1%} removed), "
         f"{bytes_text(before[1])} → {bytes_text(after[1])}; method {escape(str(plan.recipe['method']))}, {data}; "
-        f"prior: {escape(str(plan.recipe['prior']))}{outputs}</p>" + (table if cuts else "<p>nothing was cut</p>")
+        f"prior: {escape(prior_text(plan.recipe))}{outputs}</p>" + (table if cuts else "<p>nothing was cut</p>")
     )
 
 

@@ -41,6 +41,7 @@ class Row:
         confidence: but for 1 − this share of the inputs (Chebyshev); None where nothing was stated.
         domain: the inputs that this speaks of.
         theorem: what the paper's theorem promises of the draws, if they were drawn.
+        massive: units that carry far more than all others, their share, and those of them that went; None if none do.
         curve: (units, error) of the site on its own, ascending; empty if it was not computed.
         whole: why it was not cut; empty if it was.
     """
@@ -59,6 +60,7 @@ class Row:
     confidence: float | None = None
     domain: str = ""
     theorem: Mapping[str, float] | None = None
+    massive: Mapping[str, Any] | None = None
     curve: tuple[tuple[int, float], ...] = ()
     whole: str = ""
 
@@ -268,8 +270,16 @@ def _row(site: Site, kept: int, evidence: Mapping[str, Any], group: str) -> Row:
         confidence=1 - float(evidence["chebyshev_delta"]) if stated else None,
         domain=str(evidence.get("domain", "")),
         theorem=theorem or None,
+        massive=_massive(evidence.get("massive")),
         curve=tuple((int(k), float(e)) for k, e in zip(curve["units"], curve["errors"], strict=True)),
     )
+
+
+def _massive(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    units, gone = ([int(unit) for unit in found[key]] for key in ("units", "removed"))
+    return {"units": units, "share": float(found["share"]), "removed": gone}
 
 
 def _why_whole(site: Site, recipe: Mapping[str, Any]) -> str:

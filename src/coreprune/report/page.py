@@ -15,7 +15,7 @@ from coreprune.report.cost import Change
 from coreprune.report.generation import Generation
 from coreprune.report.numbers import Numbers, Row
 from coreprune.report.speed import lines, measured_on, seconds_text
-from coreprune.report.text import bytes_text, outputs_text
+from coreprune.report.text import bytes_text, massive_text, outputs_text, prior_text
 
 __all__ = ["page", "write"]
 
@@ -84,7 +84,9 @@ def page(numbers: Numbers, data: str = "") -> str:
         data=data,
         tiles=_tiles(numbers),
         speeds=[] if numbers.cost is None else lines(numbers.cost),
+        prior=prior_text(numbers.recipe),
         outputs=outputs_text(numbers.recipe["outputs"]) if numbers.recipe.get("outputs") else "",
+        massive=massive_text({row.name: row.massive for row in numbers.sites}),
         measured_on="" if numbers.cost is None else measured_on(numbers.cost),
         wide=figures.widths_wide(numbers) if numbers.sites else "",
         narrow=figures.widths_narrow(numbers) if numbers.sites else "",
@@ -179,6 +181,7 @@ def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         "refused",
         "sites",
         "prior",
+        "prior_reason",
         "prior_values",
         "radius",
         "radius_from",

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coreprune.maths.outliers import FACTOR
 from coreprune.model.text import inspection_text, rows_of, starred, table, wrap
 from coreprune.plan import Plan
 
-__all__ = ["bytes_text", "inspection_text", "outputs_text", "rows_of", "starred", "summary", "table", "wrap"]
+__all__ = [
+    "bytes_text",
+    "inspection_text",
+    "outputs_text",
+    "prior_text",
+    "rows_of",
+    "starred",
+    "summary",
+    "table",
+    "wrap",
+]
 
 
 def bytes_text(count: int) -> str:
@@ -44,9 +55,10 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
     removed = 1 - parameters / max(dense_parameters, 1)
     used = "yes" if recipe["data_used"] else "no"
     weights = "least-squares weights, " if recipe.get("reweight") else ""
+    outliers = massive_text({cut.site.name: cut.evidence.get("massive") for cut in plan.cuts})
     lines = [
         f"method {recipe['method']}, {weights}seed {recipe['seed']}, data used: {used}",
-        f"prior: {recipe['prior']}",
+        f"prior: {prior_text(recipe)}",
         table(head, [row[: len(head)] for row in rows]) if rows else "nothing was cut",
         f"parameters {dense_parameters:,} -> {parameters:,} ({removed:.1%} removed), "
         f"{bytes_text(dense_bytes)} -> {bytes_text(small_bytes)}",
@@ -56,10 +68,22 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
             else [f"largest norm of an input: {recipe['radius']:.4g} ({recipe['radius_from']})"]
         ),
         *([f"outputs: {outputs_text(recipe['outputs'])}"] if recipe.get("outputs") else []),
+        *([f"massive units: {outliers}"] if outliers else []),
         *_notes(plan),
         *_trained(recipe.get("distilled")),
     ]
     return "\n".join(line for text in lines for line in wrap(text))
+
+
+def prior_text(recipe: Mapping[str, Any]) -> str:
+    """The prior in words, and why it was picked if nobody asked for it.
+
+    Example:
+        >>> prior_text({"prior": "random inputs", "prior_reason": "nothing else is known"})
+        'random inputs; picked because nothing else is known'
+    """
+    reason = recipe.get("prior_reason")
+    return str(recipe["prior"]) + (f"; picked because {reason}" if reason else "")
 
 
 def outputs_text(facts: Mapping[str, Any]) -> str:
@@ -75,6 +99,30 @@ def outputs_text(facts: Mapping[str, Any]) -> str:
     asked = facts.get("asked")
     more = "".join(f" (asked: {kind} {limit:g})" for kind, limit in (asked or {}).items())
     return f"{said}{more}{'' if more or facts.get('divergence') is not None else ','} on {facts['inputs']}"
+
+
+def massive_text(found: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """How many massive units there are in sites that were cut, and whether they stay; empty if there are none.
+
+    Args:
+        found: "massive" of the evidence of every cut, by site.
+
+    Example:
+        >>> massive_text({"a": {"units": [3, 9], "share": 0.9, "removed": []}, "b": None})
+        '2 in 1 site, each with 1,000 times the energy of a typical unit or more, up to 90.0% of a site; all are kept'
+        >>> massive_text({"a": {"units": [3, 9], "share": 0.9, "removed": [9]}})[-54:]
+        'REMOVED: 9 of a: measure what the network does without'
+    """
+    known = {name: one for name, one in found.items() if one}
+    if not known:
+        return ""
+    count, sites = sum(len(one["units"]) for one in known.values()), len(known)
+    most = max(one["share"] for one in known.values())
+    gone = [f"{', '.join(map(str, one['removed']))} of {name}" for name, one in known.items() if one["removed"]]
+    where = f"{count} in {sites} site{'' if sites == 1 else 's'}"
+    fate = f"REMOVED: {'; '.join(gone)}: measure what the network does without" if gone else "all are kept"
+    each = f"each with {FACTOR:,.0f} times the energy of a typical unit or more"
+    return f"{where}, {each}, up to {most:.1%} of a site; {fate}"
 
 
 def _trained(facts: Mapping[str, Any] | None) -> list[str]:
