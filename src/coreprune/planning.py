@@ -137,7 +137,7 @@ def _observed(model: nn.Module, found: Inspection, prior: Prior, wish: Wish) -> 
     with wish.clock.stage(_drawing(prior)):
         law, example = settled(prior, model, found.graphs[0], wish.seed, wish.progress)
         if isinstance(prior, Generated):
-            wish.clock.wrote(prior.sampled(model))
+            wish.clock.wrote(prior.sampled(model, wish.seed))
     if example is None:
         return law, found
     with wish.clock.stage("capturing"):

@@ -74,6 +74,16 @@ def test_ours_pass(name):
     assert ("survives JSON" in found.checked) == (name == "noise")
 
 
+def test_text_that_starts_with_openings_passes_and_with_lines_of_ones_own_is_data():
+    _, model, example = ours()["generated"]
+    for starts, told in (
+        ("openings", "says that it uses no data, and opened none"),
+        (["ab", "cde"], "says that it uses data"),
+    ):
+        prior = cp.Generated(tokens=96, length=12, starts=starts, temperature=(0.8, 1.2), tokenizer=tokenizer())
+        assert told in check_prior(prior, model, example).checked
+
+
 def test_data_and_a_file_of_text_pass_and_say_that_they_are_data(tmp_path):
     file = tmp_path / "own.txt"
     file.write_text("some words that somebody wrote\n" * 60)

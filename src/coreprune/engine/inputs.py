@@ -29,9 +29,9 @@ from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured
 from coreprune.priors.data import Data, Drawn
 from coreprune.priors.gaussian import Gaussian
-from coreprune.priors.generated import Generated, places, writes
+from coreprune.priors.generated import Generated, writes
 from coreprune.priors.matched import Matched, matches
-from coreprune.priors.text import Text, reads
+from coreprune.priors.text import Text, places, reads
 from coreprune.priors.zipf import Zipf
 
 __all__ = [
@@ -200,7 +200,7 @@ def settled(
         ids = prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
     rows = min(max(2, TOKENS // ids.shape[1]), len(ids))  # of a batch, which the network is then captured with
     calls = [with_tokens(captured, part) for part in ids[: len(ids) // rows * rows].split(rows)]
-    own = isinstance(prior, Text) and prior.data_used
+    own = isinstance(prior, (Text, Generated)) and prior.data_used
     law = Drawn(calls, False, prior.said, given=own)
     return law, with_tokens(captured, ids[:rows])
 

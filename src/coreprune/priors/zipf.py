@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.errors import InvalidInputError
-from coreprune.priors.generated import places
-from coreprune.priors.text import around, tokenizer_of
+from coreprune.priors.text import around, places, tokenizer_of
 
 __all__ = ["Zipf"]
 
