@@ -8,6 +8,7 @@ from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
+from coreprune.priors.mixture import Mixture
 from coreprune.priors.text import Text
 from coreprune.priors.zipf import Zipf
 from coreprune.recovery import distill
@@ -22,6 +23,7 @@ __all__ = [
     "Gaussian",
     "Generated",
     "Matched",
+    "Mixture",
     "Plan",
     "Pruned",
     "Text",

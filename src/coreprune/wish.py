@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coreprune.budget import Remove
 from coreprune.clock import Clock
 from coreprune.engine.driven import asked_of
-from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior
+from coreprune.engine.inputs import Prior, automatic, check_prior, named
 from coreprune.engine.local import Progress
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.maths.methods import method as method_named
@@ -55,7 +55,7 @@ class Wish:
         if self.data is not None:
             return Data(self.data)
         if self.prior is not None and self.prior != "auto":
-            return PRIORS[self.prior]() if isinstance(self.prior, str) else self.prior
+            return named(self.prior)
         needed = method_named(self.method).law or self.reweight
         return automatic(model, found.graphs[0]) if found.graphs and needed else Gaussian()
 

@@ -84,6 +84,13 @@ def test_text_that_starts_with_openings_passes_and_with_lines_of_ones_own_is_dat
         assert told in check_prior(prior, model, example).checked
 
 
+@pytest.mark.parametrize("parts", [("zipf", "text"), ("text", "noise"), ("generated", "zipf"), ("matched", "noise")])
+def test_mixtures_pass(parts):
+    (one, model, example), (other, _, _) = (ours()[name] for name in parts)
+    found = check_prior(cp.Mixture({one: 0.75, other: 0.25}), model, example)
+    assert {"says that it uses no data, and opened none", "different from seed to seed"} <= set(found.checked)
+
+
 def test_data_and_a_file_of_text_pass_and_say_that_they_are_data(tmp_path):
     file = tmp_path / "own.txt"
     file.write_text("some words that somebody wrote\n" * 60)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune.engine.local import Progress
+from coreprune.engine.mixture import mixed_calls, mixed_tokens
 from coreprune.engine.norms import normed
 from coreprune.engine.probes import (
     batch_size,
@@ -31,6 +32,7 @@ from coreprune.priors.data import Data, Drawn
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated, writes
 from coreprune.priors.matched import Matched, matches
+from coreprune.priors.mixture import Mixture
 from coreprune.priors.text import Text, places, reads
 from coreprune.priors.zipf import Zipf
 
@@ -43,12 +45,13 @@ __all__ = [
     "drawn_tokens",
     "forced",
     "inputs",
+    "named",
     "prior_of",
     "settled",
     "with_tokens",
 ]
 
-Prior = Gaussian | Data | Generated | Text | Matched | Zipf
+Prior = Gaussian | Data | Generated | Text | Matched | Zipf | Mixture
 
 #: name → prior, with its own defaults
 PRIORS: Mapping[str, type[Gaussian | Generated | Text | Matched | Zipf]] = {
@@ -73,23 +76,33 @@ TOGETHER, AREA = 4, 2**18
 
 
 def check_prior(prior: Any) -> None:
-    """Raise InvalidInputError unless it is a prior, or the name of one."""
-    if isinstance(prior, str) and prior not in {"auto", *PRIORS}:
+    """Raise InvalidInputError unless it is a prior, or the name of one, or several names with + between them."""
+    if isinstance(prior, str) and prior != "auto" and not set(prior.split("+")) <= set(PRIORS):
         raise InvalidInputError(f"prior={prior!r} was asked: there are auto, {', '.join(PRIORS)}")
     if not isinstance(prior, (str, *get_args(Prior))):
         raise InvalidInputError(f"prior={prior!r} was given: give a name, a coreprune.Gaussian or another prior")
+    if isinstance(prior, Mixture):
+        assert prior.weighed
+
+
+def named(prior: Prior | str) -> Prior:
+    """The prior of a name, or an equal mixture of those of several with + between them; a value is itself.
+
+    Example:
+        >>> named("zipf").said == named("zipf+zipf").weighed[1][0].said
+        True
+    """
+    if not isinstance(prior, str):
+        return prior
+    parts = [PRIORS[name]() for name in prior.split("+")]
+    return parts[0] if len(parts) == 1 else Mixture(tuple((part, 1.0) for part in parts))
 
 
 def prior_of(prior: Gaussian | Data) -> str:
     """The prior in words, for a network that is no stack."""
     if isinstance(prior, Data):
         return f"{prior.said}, in the dense network"
-    mean = prior.mean if isinstance(prior.mean, float) else 0.0
-    std = prior.std if isinstance(prior.std, float) else 1.0
-    return (
-        f"random inputs (numbers N({mean:g}, {std:g}²), tokens uniform) through the dense network, "
-        "BatchNorm on their own statistics"
-    )
+    return f"{prior.said} through the dense network, BatchNorm on their own statistics"
 
 
 def forced(prior: Gaussian | Data) -> bool:
@@ -192,17 +205,55 @@ def settled(
         return Drawn(prior.draw(model, captured.arguments, seed, progress), False, prior.said, True), None
     if isinstance(prior, Data) and isinstance(prior.loader, Iterator):  # it can be read once
         return replace(prior, loader=list(prior.loader)), None
+    if isinstance(prior, Mixture):
+        return _mixed(prior, model, captured, seed, progress)
     if not isinstance(prior, (Generated, Text, Zipf)):
         return prior, None
+    own = isinstance(prior, (Text, Generated)) and prior.data_used
+    law = Drawn((), False, prior.said, given=own)
+    return _in_calls(law, captured, _ids(prior, model, captured, seed, progress))
+
+
+def _ids(
+    prior: Generated | Text | Zipf, model: nn.Module, captured: Captured, seed: int, progress: Progress | None
+) -> Tensor:
+    """Sequences of tokens."""
     if isinstance(prior, Zipf):
-        ids = drawn_tokens(prior, model, captured, seed)
-    else:
-        ids = prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
+        return drawn_tokens(prior, model, captured, seed)
+    return prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
+
+
+def _in_calls(law: Drawn, captured: Captured, ids: Tensor) -> tuple[Drawn, Any]:
+    """A law of these tokens, and example inputs of their shape."""
     rows = min(max(2, TOKENS // ids.shape[1]), len(ids))  # of a batch, which the network is then captured with
     calls = [with_tokens(captured, part) for part in ids[: len(ids) // rows * rows].split(rows)]
-    own = isinstance(prior, (Text, Generated)) and prior.data_used
-    law = Drawn(calls, False, prior.said, given=own)
-    return law, with_tokens(captured, ids[:rows])
+    return replace(law, loader=calls), with_tokens(captured, ids[:rows])
+
+
+def _mixed(
+    prior: Mixture, model: nn.Module, captured: Captured, seed: int, progress: Progress | None
+) -> tuple[Drawn, Any]:
+    """Inputs of all parts of a mixture."""
+    own = any(isinstance(part, Matched) or (isinstance(part, (Gaussian, Data)) and forced(part))
+              for part, _ in prior.weighed)  # fmt: skip
+    if prior.texts:
+        ids, asked = mixed_tokens(
+            prior,
+            model,
+            _table(captured, "text"),
+            seed,
+            lambda part, seed: _ids(part, model, captured, seed, progress),
+        )
+        return _in_calls(Drawn((), False, asked.said, own, asked.data_used), captured, ids)
+    count, together = _numbers(captured)
+
+    def draw(part: Gaussian | Matched, many: int, seed: int) -> Iterable[Arguments]:
+        if isinstance(part, Matched):
+            return part.draw(model, captured.arguments, seed, progress)
+        return drawn(captured, part, many, seed, min(many, together))
+
+    calls, asked = mixed_calls(prior, captured, count, seed, draw)
+    return Drawn(calls, False, asked.said, own, asked.data_used), None
 
 
 def drawn_tokens(prior: Zipf, model: nn.Module, captured: Captured, seed: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from coreprune.engine.norms import Norms, normalised, normalises
 from coreprune.engine.precision import product
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.streaming import Stream, finite, squared
-from coreprune.model.capture import Arguments, Captured
+from coreprune.model.capture import Arguments, Captured, rows_of
 from coreprune.model.site import Tap
 
 __all__ = ["Moments", "Observed", "as_seen", "moments", "run", "spread"]
@@ -317,7 +317,8 @@ def moments(
             arguments that were recorded with it, once, instead.
         batch_statistics: see `run`.
         norms: of the first graph, see `run`.
-        every: take in every sample there is, as of text, where neighbours say different things.
+        every: take in every sample there is, as of text, where neighbours say different things. Otherwise each batch
+            of a sequence gives as many as its share of the inputs.
 
     Returns:
         One for each reader. Readers that see the same entries of the same value share theirs.
@@ -326,7 +327,8 @@ def moments(
         InvalidInputError: a reader saw nothing, or something not finite.
     """
     assert all(readers), "a reader without a tap cannot be observed"
-    many = len(batches) if isinstance(batches, Sized) and len(batches) else 1
+    inputs = [max(rows_of(batch), 1) for batch in batches] if isinstance(batches, Sequence) else []
+    part = [1, max(len(inputs), 1)]  # the batch at hand, of all
     keys = [
         tuple((t.graph, t.operand, t.axis, t.entries.shape, t.entries.numpy().tobytes()) for t in r) for r in readers
     ]
@@ -341,7 +343,7 @@ def moments(
                 into.setdefault(id(tap), []).append(seen[key])
 
     def look(tap: Tap, value: Tensor) -> None:
-        limit = max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES) // many
+        limit = max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES) * part[0] // part[1]
         new = samples(value, tap, value.numel() if every else limit)
         for one in into[id(tap)]:
             one.add(new)
@@ -351,6 +353,8 @@ def moments(
     for index, arguments in chain(blocks, ((i, a) for a in (batches if whole else ()) for i in whole)):
         at = taps[index].values()
         own = None if index else norms
+        if inputs and not graphs[index].path:
+            part[:] = max(rows_of(arguments), 1), sum(inputs)
         run(
             graphs[index],
             tensors,
