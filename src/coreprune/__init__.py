@@ -5,6 +5,7 @@ from coreprune.errors import CorepruneError
 from coreprune.maths.methods import METHODS
 from coreprune.plan import Plan
 from coreprune.priors.data import Data
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
@@ -22,6 +23,7 @@ __all__ = [
     "Data",
     "Gaussian",
     "Generated",
+    "MaskFilled",
     "Matched",
     "Mixture",
     "Plan",

@@ -28,6 +28,7 @@ from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
 from coreprune.plan import Cut, Made, Plan
 from coreprune.priors.data import Data
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated, writes
 from coreprune.priors.matched import Matched
@@ -153,7 +154,7 @@ def _observed(model: nn.Module, found: Inspection, prior: Prior, wish: Wish) -> 
 
 def _drawing(prior: Prior) -> str:
     """What settling a prior is, as a stage."""
-    words = {Generated: "writing text", Text: "reading text", Matched: "matching images"}
+    words = {Generated: "writing text", MaskFilled: "filling masks", Text: "reading text", Matched: "matching images"}
     return words.get(type(prior), "drawing inputs")
 
 

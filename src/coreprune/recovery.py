@@ -24,6 +24,7 @@ from coreprune.model.discover import discover
 from coreprune.model.network import plain_module
 from coreprune.model.tensors import tensors_of
 from coreprune.priors.data import Data
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
@@ -192,7 +193,7 @@ def _supply(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Su
     drawn = settled(law, dense, captured, int(wish.seed), wish.progress)[0]
     assert isinstance(drawn, Data)
     other: Data | None = None
-    if isinstance(law, (Generated, Matched, Zipf)):  # as many as are held out, of another seed
+    if isinstance(law, (Generated, MaskFilled, Matched, Zipf)):  # as many as are held out, of another seed
         fewer: Prior
         if isinstance(law, Matched):
             fewer = replace(law, count=min(law.count, law.together, HELD))

@@ -17,6 +17,7 @@ from coreprune.engine.inputs import AFFORDABLE, PRIORS, automatic, forced, input
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import capture
 from coreprune.priors.data import Data, Drawn
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
@@ -173,7 +174,7 @@ def test_where_text_cannot_stand_for_all_inputs_there_is_noise(folder):
 
 def test_what_is_asked_is_what_there_is(folder):
     assert {name: type(make()) for name, make in PRIORS.items()} == {
-        "noise": Gaussian, "generated": Generated, "text": Text, "matched": Matched, "zipf": Zipf,
+        "noise": Gaussian, "generated": Generated, "text": Text, "matched": Matched, "zipf": Zipf, "filled": MaskFilled,
     }  # fmt: skip
     x = torch.zeros(4, 3, 8, 8)
     recipes = {
@@ -181,7 +182,7 @@ def test_what_is_asked_is_what_there_is(folder):
     }
     assert recipes[None] == recipes["auto"] == recipes["matched"] and "matched to the BatchNorm" in recipes["auto"]
     assert recipes["noise"].startswith("random inputs")
-    with pytest.raises(InvalidInputError, match="there are auto, noise, generated, text, matched, zipf"):
+    with pytest.raises(InvalidInputError, match="there are auto, noise, generated, text, matched, zipf, filled"):
         cp.plan(images(), x, units={"0": 2}, prior="images")
 
 

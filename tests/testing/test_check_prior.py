@@ -41,6 +41,19 @@ def language() -> nn.Module:
         ).eval()  # fmt: skip
 
 
+def encoder() -> nn.Module:
+    import transformers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.BertForMaskedLM(
+            transformers.BertConfig(
+                vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+                mask_token_id=3,
+            )
+        ).eval()  # fmt: skip
+
+
 def tokenizer() -> Any:
     """Letters to numbers from 3 on."""
 
@@ -59,6 +72,7 @@ def ours() -> dict[str, tuple[Any, nn.Module, Any]]:
         "noise": (cp.Gaussian(), images(), X),
         "matched": (cp.Matched(count=4, steps=3, together=4), images(), X),
         "generated": (cp.Generated(tokens=96, length=12), language(), tokens),
+        "filled": (cp.MaskFilled(tokens=96, length=12, sweeps=1), encoder(), tokens),
         "zipf": (cp.Zipf(tokens=120, length=12), language(), tokens),
         "text": (cp.Text(tokens=640, length=10, tokenizer=tokenizer()), language(), tokens),
     }

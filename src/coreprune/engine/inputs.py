@@ -29,6 +29,7 @@ from coreprune.engine.probes import (
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured
 from coreprune.priors.data import Data, Drawn
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated, writes
 from coreprune.priors.matched import Matched, matches
@@ -51,15 +52,16 @@ __all__ = [
     "with_tokens",
 ]
 
-Prior = Gaussian | Data | Generated | Text | Matched | Zipf | Mixture
+Prior = Gaussian | Data | Generated | MaskFilled | Text | Matched | Zipf | Mixture
 
 #: name → prior, with its own defaults
-PRIORS: Mapping[str, type[Gaussian | Generated | Text | Matched | Zipf]] = {
+PRIORS: Mapping[str, type[Gaussian | Generated | MaskFilled | Text | Matched | Zipf]] = {
     "noise": Gaussian,
     "generated": Generated,
     "text": Text,
     "matched": Matched,
     "zipf": Zipf,
+    "filled": MaskFilled,
 }
 #: tokens of a sequence for causal language models, whose later tokens have the longer context
 WINDOW = 128
@@ -207,7 +209,7 @@ def settled(
         return replace(prior, loader=list(prior.loader)), None
     if isinstance(prior, Mixture):
         return _mixed(prior, model, captured, seed, progress)
-    if not isinstance(prior, (Generated, Text, Zipf)):
+    if not isinstance(prior, (Generated, MaskFilled, Text, Zipf)):
         return prior, None
     own = isinstance(prior, (Text, Generated)) and prior.data_used
     law = Drawn((), False, prior.said, given=own)
@@ -215,12 +217,16 @@ def settled(
 
 
 def _ids(
-    prior: Generated | Text | Zipf, model: nn.Module, captured: Captured, seed: int, progress: Progress | None
+    prior: Generated | MaskFilled | Text | Zipf,
+    model: nn.Module,
+    captured: Captured,
+    seed: int,
+    progress: Progress | None,
 ) -> Tensor:
     """Sequences of tokens."""
     if isinstance(prior, Zipf):
         return drawn_tokens(prior, model, captured, seed)
-    return prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
+    return prior.draw(model) if isinstance(prior, Text) else prior.draw(model, seed, progress)
 
 
 def _in_calls(law: Drawn, captured: Captured, ids: Tensor) -> tuple[Drawn, Any]:

@@ -31,6 +31,7 @@ from coreprune.engine.probes import batch_size, token_tables
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured, evaluating, first_line, rows_of
 from coreprune.priors.data import Data
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
@@ -212,9 +213,13 @@ def held_out(
         short = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
         ids = short.draw(model, seed + 1, progress)
         return Held(_tokens(captured, ids), f"{ids.numel():,} tokens that the dense network wrote with another seed")
-    if isinstance(prior, Zipf):
+    if isinstance(prior, MaskFilled):
         few = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
-        ids = drawn_tokens(few, model, captured, seed + 1)
+        ids = few.draw(model, seed + 1, progress)
+        return Held(_tokens(captured, ids), f"{ids.numel():,} tokens that were filled into masks with another seed")
+    if isinstance(prior, Zipf):
+        some = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
+        ids = drawn_tokens(some, model, captured, seed + 1)
         return Held(_tokens(captured, ids), f"{ids.numel():,} random tokens drawn with another seed")
     if isinstance(prior, Text):
         ids, unseen = prior.held_out(model, TOKENS)

@@ -22,7 +22,7 @@ from coreprune.errors import InvalidInputError
 from coreprune.model.tensors import narrow
 from coreprune.priors.text import around, lines_of, places, tokenizer_of
 
-__all__ = ["Generated", "picked", "sample", "writes"]
+__all__ = ["Generated", "fast", "picked", "sample", "writes"]
 
 OPENINGS = Path(__file__).with_name("openings.txt")
 
@@ -92,7 +92,7 @@ class Generated:
         generator = torch.Generator().manual_seed(seed)
         starts = self._starts(model, length, generator)
         each = torch.tensor(heat)[torch.arange(len(starts)) % len(heat), None]
-        writer = _fast(model)
+        writer = fast(model)
         parts: list[Tensor] = []
         for part, own in zip(starts.split(self.together), each.split(self.together), strict=True):
             done = sum(one.numel() for one in parts)
@@ -222,7 +222,7 @@ def sample(
     return torch.cat(written, 1)
 
 
-def _fast(model: nn.Module) -> nn.Module:
+def fast(model: nn.Module) -> nn.Module:
     """The model in eval mode, in bfloat16 where the processor has instructions for it: its text is as good."""
     parameter = next(model.parameters())
     if parameter.dtype == torch.float32 and narrow(parameter.device.type):

@@ -16,6 +16,7 @@ from typing import Any
 
 from coreprune.errors import InvalidInputError
 from coreprune.priors.data import Data
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
@@ -24,8 +25,8 @@ from coreprune.priors.zipf import Zipf
 
 __all__ = ["Mixture", "Part"]
 
-Part = Gaussian | Data | Generated | Text | Matched | Zipf
-_TEXTS, _IMAGES = (Generated, Text, Zipf), (Data, Matched)
+Part = Gaussian | Data | Generated | MaskFilled | Matched | Text | Zipf
+_TEXTS, _IMAGES = (Generated, MaskFilled, Text, Zipf), (Data, Matched)
 
 
 @dataclass(frozen=True)
