@@ -10,6 +10,7 @@ from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
 from coreprune.priors.mixture import Mixture
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.priors.zipf import Zipf
 from coreprune.recovery import distill
@@ -26,6 +27,7 @@ __all__ = [
     "MaskFilled",
     "Matched",
     "Mixture",
+    "NormLayer",
     "Plan",
     "Pruned",
     "Text",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
 from coreprune.engine.correction import corrections
 from coreprune.engine.driven import Trial, Widths, asked_of, driven
+from coreprune.engine.imposed import imposed
 from coreprune.engine.inputs import Prior, forced, inputs, prior_of, settled
 from coreprune.engine.latency import arguments_of, fitted, with_table
 from coreprune.engine.local import Request, curves, decide
@@ -32,6 +33,7 @@ from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated, writes
 from coreprune.priors.matched import Matched
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.report.evidence import kept_of_curve
 from coreprune.report.recipe import versions
@@ -66,7 +68,7 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     prior = wish.law(model, found)
     law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)
-    costs = _by_costs(model, seen, wish)
+    costs = _by_costs(model, seen, wish) and not isinstance(prior, NormLayer)  # no gradient comes through a norm
     corrected = bool(found.graphs) and (method.law or wish.reweight)
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
     request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, norms, wish.clock)
@@ -139,6 +141,8 @@ def _observed(model: nn.Module, found: Inspection, prior: Prior, wish: Wish) -> 
         law, example = settled(prior, model, found.graphs[0], wish.seed, wish.progress)
         if isinstance(prior, Generated):
             wish.clock.wrote(prior.sampled(model, wish.seed))
+    if isinstance(prior, NormLayer):
+        return law, replace(found, graphs=tuple(imposed(graph, wish.seed) for graph in found.graphs))
     if example is None:
         return law, found
     with wish.clock.stage("capturing"):

@@ -28,6 +28,7 @@ from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.zipf import Zipf
 from coreprune.result import Pruned
 from coreprune.wish import check_finite
@@ -185,6 +186,10 @@ def _supply(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Su
         law = Gaussian.from_json(known) if known else automatic(dense, captured)
     law = named(law)
     assert not isinstance(law, Data)
+    if isinstance(law, NormLayer):
+        raise InvalidInputError(
+            "prior='norm' says what comes inside a network, and no inputs: give another prior, or data="
+        )
     if isinstance(law, Gaussian):
         features = captured.arguments[0][0].shape[-1] if radius is not None else 0
         said = law.named(features, radius) if radius is not None else prior_of(law).split(" through ")[0]

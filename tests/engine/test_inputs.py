@@ -21,6 +21,7 @@ from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.priors.zipf import Zipf
 
@@ -175,6 +176,7 @@ def test_where_text_cannot_stand_for_all_inputs_there_is_noise(folder):
 def test_what_is_asked_is_what_there_is(folder):
     assert {name: type(make()) for name, make in PRIORS.items()} == {
         "noise": Gaussian, "generated": Generated, "text": Text, "matched": Matched, "zipf": Zipf, "filled": MaskFilled,
+        "norm": NormLayer,
     }  # fmt: skip
     x = torch.zeros(4, 3, 8, 8)
     recipes = {
@@ -182,7 +184,7 @@ def test_what_is_asked_is_what_there_is(folder):
     }
     assert recipes[None] == recipes["auto"] == recipes["matched"] and "matched to the BatchNorm" in recipes["auto"]
     assert recipes["noise"].startswith("random inputs")
-    with pytest.raises(InvalidInputError, match="there are auto, noise, generated, text, matched, zipf, filled"):
+    with pytest.raises(InvalidInputError, match="there are auto, noise, generated, text, matched, zipf, filled, norm"):
         cp.plan(images(), x, units={"0": 2}, prior="images")
 
 

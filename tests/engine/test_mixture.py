@@ -279,6 +279,11 @@ def test_what_is_no_mixture_is_told(parts, told):
         cp.plan(llama(), ids(), remove={"*": 0.5}, prior=Mixture(parts))
 
 
+def test_what_is_no_law_of_inputs_is_no_part():
+    with pytest.raises(InvalidInputError, match=r"NormLayer\(.*\) was given as part of a mixture"):
+        check_prior("text+norm")
+
+
 def test_parts_that_do_not_suit_the_network_are_told():
     with pytest.raises(InvalidInputError, match="no tokens"):
         cp.plan(images(), torch.zeros(4, 3, 8, 8), units={"0": 2}, prior=Mixture({ZIPF: 1, Gaussian(): 1}))

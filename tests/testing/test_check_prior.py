@@ -73,6 +73,7 @@ def ours() -> dict[str, tuple[Any, nn.Module, Any]]:
         "matched": (cp.Matched(count=4, steps=3, together=4), images(), X),
         "generated": (cp.Generated(tokens=96, length=12), language(), tokens),
         "filled": (cp.MaskFilled(tokens=96, length=12, sweeps=1), encoder(), tokens),
+        "norm": (cp.NormLayer(samples=100), language(), tokens),
         "zipf": (cp.Zipf(tokens=120, length=12), language(), tokens),
         "text": (cp.Text(tokens=640, length=10, tokenizer=tokenizer()), language(), tokens),
     }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from coreprune.engine.imposed import vectors
 from coreprune.engine.local import Progress
 from coreprune.engine.mixture import mixed_calls, mixed_tokens
 from coreprune.engine.norms import normed
@@ -34,6 +35,7 @@ from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated, writes
 from coreprune.priors.matched import Matched, matches
 from coreprune.priors.mixture import Mixture
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text, places, reads
 from coreprune.priors.zipf import Zipf
 
@@ -52,16 +54,17 @@ __all__ = [
     "with_tokens",
 ]
 
-Prior = Gaussian | Data | Generated | MaskFilled | Text | Matched | Zipf | Mixture
+Prior = Gaussian | Data | Generated | MaskFilled | Text | Matched | Zipf | Mixture | NormLayer
 
 #: name → prior, with its own defaults
-PRIORS: Mapping[str, type[Gaussian | Generated | MaskFilled | Text | Matched | Zipf]] = {
+PRIORS: Mapping[str, type[Gaussian | Generated | MaskFilled | Matched | NormLayer | Text | Zipf]] = {
     "noise": Gaussian,
     "generated": Generated,
     "text": Text,
     "matched": Matched,
     "zipf": Zipf,
     "filled": MaskFilled,
+    "norm": NormLayer,
 }
 #: tokens of a sequence for causal language models, whose later tokens have the longer context
 WINDOW = 128
@@ -79,12 +82,16 @@ TOGETHER, AREA = 4, 2**18
 
 def check_prior(prior: Any) -> None:
     """Raise InvalidInputError unless it is a prior, or the name of one, or several names with + between them."""
-    if isinstance(prior, str) and prior != "auto" and not set(prior.split("+")) <= set(PRIORS):
-        raise InvalidInputError(f"prior={prior!r} was asked: there are auto, {', '.join(PRIORS)}")
-    if not isinstance(prior, (str, *get_args(Prior))):
+    if isinstance(prior, str):
+        if prior == "auto":
+            return
+        if not set(prior.split("+")) <= set(PRIORS):
+            raise InvalidInputError(f"prior={prior!r} was asked: there are auto, {', '.join(PRIORS)}")
+        prior = named(prior)
+    if not isinstance(prior, get_args(Prior)):
         raise InvalidInputError(f"prior={prior!r} was given: give a name, a coreprune.Gaussian or another prior")
     if isinstance(prior, Mixture):
-        assert prior.weighed
+        tuple(prior.weighed)  # refuses what is none
 
 
 def named(prior: Prior | str) -> Prior:
@@ -96,8 +103,9 @@ def named(prior: Prior | str) -> Prior:
     """
     if not isinstance(prior, str):
         return prior
-    parts = [PRIORS[name]() for name in prior.split("+")]
-    return parts[0] if len(parts) == 1 else Mixture(tuple((part, 1.0) for part in parts))
+    parts: list[Any] = [PRIORS[name]() for name in prior.split("+")]
+    result: Prior = parts[0] if len(parts) == 1 else Mixture(tuple((part, 1.0) for part in parts))
+    return result
 
 
 def prior_of(prior: Gaussian | Data) -> str:
@@ -209,6 +217,13 @@ def settled(
         return replace(prior, loader=list(prior.loader)), None
     if isinstance(prior, Mixture):
         return _mixed(prior, model, captured, seed, progress)
+    if isinstance(prior, NormLayer):
+        if not isinstance(prior.samples, int) or prior.samples < 1:
+            raise InvalidInputError(f"{prior} was given: give one vector at least")
+        each = vectors(captured)
+        count = max(PROBES, -(-prior.samples // each))
+        calls = list(drawn(captured, Gaussian(), count, seed, min(count, max(TOGETHER, POSITIONS // each))))
+        return Drawn(calls, False, prior.said, True), None
     if not isinstance(prior, (Generated, MaskFilled, Text, Zipf)):
         return prior, None
     own = isinstance(prior, (Text, Generated)) and prior.data_used

@@ -36,6 +36,7 @@ from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
 from coreprune.priors.mixture import Mixture
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.priors.zipf import Zipf
 
@@ -195,9 +196,10 @@ def held_out(
         prior: of the cut. model: the dense network. captured: its graph. seed: of the cut. progress: of drawing.
 
     Returns:
-        None where none can be had: the network was captured block by block, or the data can be read once.
+        None where none can be had: the network was captured block by block, the data can be read once, or the prior is
+            of what comes inside the network.
     """
-    if captured.path:
+    if captured.path or isinstance(prior, NormLayer):
         return None
     if isinstance(prior, Mixture):
         parts = [part for part, _ in prior.weighed]
