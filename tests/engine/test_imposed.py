@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,6 +194,12 @@ def test_it_is_of_no_inputs_so_that_nothing_is_measured_or_trained_on_it():
 def test_networks_without_such_a_norm_are_told():
     with pytest.raises(InvalidInputError, match="has no LayerNorm or RMSNorm"):
         cp.plan(images(), torch.zeros(4, 3, 8, 8), units={"0": 2}, prior="norm")
+
+
+def test_blocks_that_were_captured_on_their_own_are_told():
+    captured = replace(capture(block("rms"), call(4, 7)[0]), path="blocks.0")
+    with pytest.raises(InvalidInputError, match="captured block by block"):
+        settled(NormLayer(100), block("rms"), captured, 0)
 
 
 @pytest.mark.parametrize("samples", [0, -1, 0.5, "many"])

@@ -218,17 +218,27 @@ def settled(
     if isinstance(prior, Mixture):
         return _mixed(prior, model, captured, seed, progress)
     if isinstance(prior, NormLayer):
-        if not isinstance(prior.samples, int) or prior.samples < 1:
-            raise InvalidInputError(f"{prior} was given: give one vector at least")
-        each = vectors(captured)
-        count = max(PROBES, -(-prior.samples // each))
-        calls = list(drawn(captured, Gaussian(), count, seed, min(count, max(TOGETHER, POSITIONS // each))))
-        return Drawn(calls, False, prior.said, True), None
+        return _before_norms(prior, captured, seed), None
     if not isinstance(prior, (Generated, MaskFilled, Text, Zipf)):
         return prior, None
     own = isinstance(prior, (Text, Generated)) and prior.data_used
     law = Drawn((), False, prior.said, given=own)
     return _in_calls(law, captured, _ids(prior, model, captured, seed, progress))
+
+
+def _before_norms(prior: NormLayer, captured: Captured, seed: int) -> Drawn:
+    """Noise for as many inputs as give each norm the vectors that are asked."""
+    if not isinstance(prior.samples, int) or prior.samples < 1:
+        raise InvalidInputError(f"{prior} was given: give one vector at least")
+    if captured.path:
+        raise InvalidInputError(
+            "prior='norm' was asked of a network that was captured block by block, whose blocks get what was recorded "
+            "with the example, and once: leave prior out"
+        )
+    each = vectors(captured)
+    count = max(PROBES, -(-prior.samples // each))
+    together = min(count, max(TOGETHER, POSITIONS // each))
+    return Drawn(list(drawn(captured, Gaussian(), count, seed, together)), False, prior.said, True)
 
 
 def _ids(
