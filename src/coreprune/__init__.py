@@ -5,9 +5,12 @@ from coreprune.errors import CorepruneError
 from coreprune.maths.methods import METHODS
 from coreprune.plan import Plan
 from coreprune.priors.data import Data
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
+from coreprune.priors.mixture import Mixture
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.priors.zipf import Zipf
 from coreprune.recovery import distill
@@ -21,7 +24,10 @@ __all__ = [
     "Data",
     "Gaussian",
     "Generated",
+    "MaskFilled",
     "Matched",
+    "Mixture",
+    "NormLayer",
     "Plan",
     "Pruned",
     "Text",

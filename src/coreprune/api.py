@@ -103,8 +103,10 @@ def plan(
         method: a key of `coreprune.METHODS`.
         prior: where the moments of the units come from: a value such as `Gaussian(std=0.5)` or `Generated(8192)`, or a
             name: "noise", "matched" (images matched to the BatchNorms' statistics), "text" (a generic text),
-            "generated" (text that a causal language model writes itself), "zipf" (random tokens by Zipf's law). By
-            default, "auto", what suits the network; `Gaussian()`, mean 0 and standard deviation β/√d, for a stack.
+            "generated" (text that a causal language model writes itself), "filled" (tokens that a masked language
+            model fills in), "zipf" (random tokens by Zipf's law), "norm" (what norm layers say), or several names with
+            + between them in equal shares. By default, "auto", what suits the network; `Gaussian()`, mean 0 and
+            standard deviation β/√d, for a stack.
         data: a loader of inputs to measure on instead, short for ``prior=Data(loader)``.
         reweight: give the units that another method chose their least-squares weights under the prior.
         ignore: sites to leave whole, by name, glob or ``re:``.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
 from coreprune.engine.correction import corrections
 from coreprune.engine.driven import Trial, Widths, asked_of, driven
+from coreprune.engine.imposed import imposed
 from coreprune.engine.inputs import Prior, forced, inputs, prior_of, settled
 from coreprune.engine.latency import arguments_of, fitted, with_table
 from coreprune.engine.local import Request, curves, decide
@@ -29,9 +30,11 @@ from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
 from coreprune.plan import Cut, Made, Plan
 from coreprune.priors.data import Data
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated, writes
 from coreprune.priors.matched import Matched
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.report.evidence import kept_of_curve
 from coreprune.report.recipe import versions
@@ -66,7 +69,9 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     prior, reason = wish.law(model, found)
     law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)
-    costs, usual = _by_costs(model, seen, wish), wish.uniform is False and _balances(seen, wish, text=True)
+    told = not isinstance(prior, NormLayer)  # no gradient comes through a norm whose input is drawn
+    costs = told and _by_costs(model, seen, wish)
+    usual = told and wish.uniform is False and _balances(seen, wish, text=True)
     corrected = bool(found.graphs) and (method.law or wish.reweight)
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
     request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, usual, norms, wish.clock)
@@ -139,7 +144,9 @@ def _observed(model: nn.Module, found: Inspection, prior: Prior, wish: Wish) -> 
     with wish.clock.stage(_drawing(prior)):
         law, example = settled(prior, model, found.graphs[0], wish.seed, wish.progress)
         if isinstance(prior, Generated):
-            wish.clock.wrote(prior.sampled(model))
+            wish.clock.wrote(prior.sampled(model, wish.seed))
+    if isinstance(prior, NormLayer):
+        return law, replace(found, graphs=tuple(imposed(graph, wish.seed) for graph in found.graphs))
     if example is None:
         return law, found
     with wish.clock.stage("capturing"):
@@ -155,7 +162,7 @@ def _observed(model: nn.Module, found: Inspection, prior: Prior, wish: Wish) -> 
 
 def _drawing(prior: Prior) -> str:
     """What settling a prior is, as a stage."""
-    words = {Generated: "writing text", Text: "reading text", Matched: "matching images"}
+    words = {Generated: "writing text", MaskFilled: "filling masks", Text: "reading text", Matched: "matching images"}
     return words.get(type(prior), "drawing inputs")
 
 
@@ -214,7 +221,7 @@ def _widths(
                 lambda table: allocate(found, errors, {**left, "table": table}, **shares),
             )  # fmt: skip
         return kept, errors, survey, {"budget": {**left, "table": table}}
-    if survey is None or not _balances(found, wish):
+    if survey is None or isinstance(prior, NormLayer) or not _balances(found, wish):
         return shared(errors), errors, survey, {}
     return balanced(found, tensors, request, survey, shared), errors, survey, {}
 

@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.distill import LOSSES, Supply, Training, agreement_of, train
-from coreprune.engine.inputs import PRIORS, Prior, automatic, check_prior, prior_of, settled
+from coreprune.engine.inputs import Prior, check_prior, named, prior_of, settled
 from coreprune.engine.local import Progress, generator_for
+from coreprune.engine.picking import automatic
 from coreprune.engine.probes import synthesise
 from coreprune.errors import InvalidInputError, UnsupportedModelError
-from coreprune.model.capture import Arguments, Captured, rebuilt
+from coreprune.model.capture import Arguments, Captured, rebuilt, rows_of
 from coreprune.model.discover import discover
 from coreprune.model.network import plain_module
 from coreprune.model.tensors import tensors_of
 from coreprune.priors.data import Data
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.zipf import Zipf
 from coreprune.result import Pruned
 from coreprune.wish import check_finite
@@ -147,7 +150,7 @@ def recovered(
     keep = None if wish.keep is None else Path(wish.keep)
     how = Training(int(wish.steps), float(wish.rate), identity, keep, wish.progress)
     trained, before, after = train(small, dense, supply, agreement, how)
-    held = sum(_rows(call) for call in supply.held)
+    held = sum(rows_of(call) for call in supply.held)
     measured = {"measured": LOSSES[agreement.kind], "held_out": held, "before": before, "after": after}
     return trained, settings | measured
 
@@ -182,9 +185,12 @@ def _supply(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Su
     if law == "auto":
         known = recipe.get("prior_values") if radius is not None else None
         law = Gaussian.from_json(known) if known else automatic(dense, captured)
-    elif isinstance(law, str):
-        law = PRIORS[law]()
-    assert not isinstance(law, (str, Data))
+    law = named(law)
+    assert not isinstance(law, Data)
+    if isinstance(law, NormLayer):
+        raise InvalidInputError(
+            "prior='norm' says what comes inside a network, and no inputs: give another prior, or data="
+        )
     if isinstance(law, Gaussian):
         features = captured.arguments[0][0].shape[-1] if radius is not None else 0
         said = law.named(features, radius) if radius is not None else prior_of(law).split(" through ")[0]
@@ -193,7 +199,7 @@ def _supply(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Su
     drawn = settled(law, dense, captured, int(wish.seed), wish.progress)[0]
     assert isinstance(drawn, Data)
     other: Data | None = None
-    if isinstance(law, (Generated, Matched, Zipf)):  # as many as are held out, of another seed
+    if isinstance(law, (Generated, MaskFilled, Matched, Zipf)):  # as many as are held out, of another seed
         fewer: Prior
         if isinstance(law, Matched):
             fewer = replace(law, count=min(law.count, law.together, HELD))
@@ -202,7 +208,7 @@ def _supply(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Su
         found = settled(fewer, dense, captured, int(wish.seed) + 1, wish.progress)[0]
         assert isinstance(found, Data)
         other = found
-    return _pool(drawn, other, wish), law.said, drawn.data_used
+    return _pool(drawn, other, wish), drawn.said, drawn.data_used
 
 
 def _captured(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Captured, float | None]:
@@ -291,10 +297,10 @@ class Pool:
 
     def batch(self, step: int) -> Arguments:
         """The batch of a step: the rows of every group are shuffled and cut, and the batches shuffled, every round."""
-        counts = [-(-_rows(group) // self.size) for group in self.groups]
+        counts = [-(-rows_of(group) // self.size) for group in self.groups]
         turn, place = divmod(step, sum(counts))
         generator = generator_for(self.seed, f"round/{turn}")
-        orders = [torch.randperm(_rows(group), generator=generator) for group in self.groups]
+        orders = [torch.randperm(rows_of(group), generator=generator) for group in self.groups]
         batches = [(group, part) for group, order in zip(self.groups, orders, strict=True)
                    for part in order.split(self.size)]  # fmt: skip
         return _taken(*batches[int(torch.randperm(len(batches), generator=generator)[place])])
@@ -312,9 +318,9 @@ def _pool(law: Data, other: Data | None, wish: Wish) -> Pool:
         return Pool(groups, [part for group in _grouped(other, HELD) for part in _split(group, size)], size, seed)
     train: list[Arguments] = []
     held: list[Arguments] = []
-    most = max(groups, key=_rows)
+    most = max(groups, key=rows_of)
     for number, group in enumerate(groups):
-        order = torch.randperm(_rows(group), generator=generator_for(seed, f"held out/{number}"))
+        order = torch.randperm(rows_of(group), generator=generator_for(seed, f"held out/{number}"))
         back = min(HELD // len(groups), len(order) // SHARE)
         back = 1 if group is most and not back and len(order) > 1 else back
         train.append(_taken(group, order[back:]))
@@ -331,7 +337,7 @@ def _grouped(law: Data, limit: int) -> tuple[Arguments, ...]:
     count = 0
     for call in law.calls():
         leaves, spec = pytree.tree_flatten(call)
-        rows = _rows(call)
+        rows = rows_of(call)
         if not rows:
             raise InvalidInputError("the data yield inputs without a tensor of one row or more: yield batches")
         key = (repr(spec), *(_look(leaf, rows) for leaf in leaves))
@@ -357,14 +363,9 @@ def _look(leaf: Any, rows: int) -> tuple[Any, ...]:
     return "tensor", tuple(leaf.shape), leaf.dtype, repr(leaf.tolist())
 
 
-def _rows(call: Arguments) -> int:
-    """Inputs of a call: the first axis of its first tensor."""
-    return next((len(v) for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.dim()), 0)
-
-
 def _taken(call: Arguments, rows: Tensor) -> Arguments:
     """Some inputs of a call."""
-    count = _rows(call)
+    count = rows_of(call)
     at = {v.device: rows.to(v.device) for v in pytree.tree_leaves(call) if isinstance(v, Tensor)}
 
     def one(value: Any) -> Any:
@@ -376,7 +377,7 @@ def _taken(call: Arguments, rows: Tensor) -> Arguments:
 
 def _split(call: Arguments, size: int) -> list[Arguments]:
     """A call in parts of so many inputs."""
-    return [_taken(call, part) for part in torch.arange(_rows(call)).split(size)]
+    return [_taken(call, part) for part in torch.arange(rows_of(call)).split(size)]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from coreprune.budget import Remove
 from coreprune.clock import Clock
 from coreprune.engine.driven import asked_of
-from coreprune.engine.inputs import PRIORS, Prior, check_prior, picked
+from coreprune.engine.inputs import Prior, check_prior, named
 from coreprune.engine.local import Progress
+from coreprune.engine.picking import picked
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.maths.methods import method as method_named
 from coreprune.model.capture import Arguments
@@ -55,7 +56,7 @@ class Wish:
         if self.data is not None:
             return Data(self.data), None
         if self.prior is not None and self.prior != "auto":
-            return PRIORS[self.prior]() if isinstance(self.prior, str) else self.prior, None
+            return named(self.prior), None
         if not found.graphs:
             return Gaussian(), "layers in a row have moments in closed form under it"
         if not (method_named(self.method).law or self.reweight):

@@ -16,8 +16,9 @@ import coreprune as cp
 from coreprune.engine import distill as engine
 from coreprune.engine.distill import Agreement, agreement_of, outputs, rate_at
 from coreprune.errors import CheckpointError, InvalidInputError, UnsupportedModelError
+from coreprune.model.capture import rows_of
 from coreprune.priors.data import Data
-from coreprune.recovery import HELD, Noise, Pool, Wish, _pool, _rows, distill
+from coreprune.recovery import HELD, Noise, Pool, Wish, _pool, distill
 
 QUICK = {"steps": 20, "rate": 1e-2}
 
@@ -282,7 +283,7 @@ def test_a_pool_gives_every_input_once_a_round_and_keeps_others_back():
     assert isinstance(pool, Pool)
     kept = sorted(float(v) for (x,), _ in pool.held for v in x[:, 0])
     everything = sorted([*short[:, 0].tolist(), *long[:, 0].tolist()])
-    length = sum(-(-_rows(group) // 4) for group in pool.groups)
+    length = sum(-(-rows_of(group) // 4) for group in pool.groups)
     rounds = []
     for turn in range(2):
         calls = [pool.batch(turn * length + i)[0][0] for i in range(length)]

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 import coreprune as cp
 from coreprune.engine import inputs as module
-from coreprune.engine import probes
-from coreprune.engine.inputs import AFFORDABLE, PRIORS, automatic, forced, inputs, picked, prior_of, settled
+from coreprune.engine import picking, probes
+from coreprune.engine.inputs import PRIORS, forced, inputs, prior_of, settled
+from coreprune.engine.picking import AFFORDABLE, automatic, picked
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import capture
 from coreprune.priors.data import Data, Drawn
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.priors.zipf import Zipf
 
@@ -96,7 +99,7 @@ def images(width: int = 4) -> nn.Module:
 
 def test_a_decoder_reads_the_generic_text_where_its_tokenizer_is_and_writes_its_own_where_not(folder):
     with_one, without = llama(folder), llama()
-    assert automatic(with_one, capture(with_one, ids())) == Text(length=module.WINDOW)
+    assert automatic(with_one, capture(with_one, ids())) == Text(length=picking.WINDOW)
     assert automatic(without, capture(without, ids())) == Generated()
 
 
@@ -121,9 +124,9 @@ def test_what_is_cheap_is_counted_for_each_image(batch, monkeypatch):
     one = 2 * (4 * 27 * 36 + 4 * 36 * 16)
     cost = 3 * one * Matched().count * Matched().steps
     assert cost < AFFORDABLE
-    monkeypatch.setattr(module, "AFFORDABLE", cost)
+    monkeypatch.setattr(picking, "AFFORDABLE", cost)
     assert automatic(model, captured) == Matched()
-    monkeypatch.setattr(module, "AFFORDABLE", cost - 1)
+    monkeypatch.setattr(picking, "AFFORDABLE", cost - 1)
     assert automatic(model, captured) == Gaussian()
 
 
@@ -217,7 +220,8 @@ def test_the_recipe_says_why_where_nobody_chose(folder):
 
 def test_what_is_asked_is_what_there_is(folder):
     assert {name: type(make()) for name, make in PRIORS.items()} == {
-        "noise": Gaussian, "generated": Generated, "text": Text, "matched": Matched, "zipf": Zipf,
+        "noise": Gaussian, "generated": Generated, "text": Text, "matched": Matched, "zipf": Zipf, "filled": MaskFilled,
+        "norm": NormLayer,
     }  # fmt: skip
     x = torch.zeros(4, 3, 8, 8)
     recipes = {
@@ -225,7 +229,7 @@ def test_what_is_asked_is_what_there_is(folder):
     }
     assert recipes[None] == recipes["auto"] == recipes["matched"] and "matched to the BatchNorm" in recipes["auto"]
     assert recipes["noise"].startswith("random inputs")
-    with pytest.raises(InvalidInputError, match="there are auto, noise, generated, text, matched, zipf"):
+    with pytest.raises(InvalidInputError, match="there are auto, noise, generated, text, matched, zipf, filled, norm"):
         cp.plan(images(), x, units={"0": 2}, prior="images")
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers import seeded
+from test_text import tokenizer
 from torch import Tensor, nn
 
+import coreprune as cp
 from coreprune.errors import InvalidInputError
-from coreprune.priors.generated import Generated, sample, writes
+from coreprune.priors.generated import OPENINGS, Generated, sample, writes
 
 VOCABULARY, BEGIN, END = 23, 1, 2
 SPECIAL = {"vocab_size": VOCABULARY, "bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": 0}
@@ -39,11 +42,11 @@ def llama(dtype: torch.dtype = torch.float32, **settings: Any) -> nn.Module:
 class Table(nn.Module):
     """A model whose next token depends on the last one alone, by a table of logits, (V, V)."""
 
-    def __init__(self, logits: Tensor, end: Any = None) -> None:
+    def __init__(self, logits: Tensor, end: Any = None, place: str = "") -> None:
         super().__init__()
         self.logits = nn.Parameter(logits)
         own = SimpleNamespace(vocab_size=len(logits), bos_token_id=None, eos_token_id=end)
-        self.config = SimpleNamespace(get_text_config=lambda: own, is_encoder_decoder=False)
+        self.config = SimpleNamespace(get_text_config=lambda: own, is_encoder_decoder=False, _name_or_path=place)
 
     def can_generate(self) -> bool:
         return True
@@ -151,6 +154,99 @@ def test_there_are_at_least_as_many_tokens_as_were_asked(tokens, length, count, 
     assert Generated(tokens, length, together=together).draw(llama(), 0).shape == (count, length)
 
 
+def test_several_temperatures_are_taken_in_turn():
+    logits = torch.linspace(-1.5, 1.5, 9)
+    model = Table(logits.expand(9, 9).clone())
+    heat = (0.5, 1.0, 2.0)
+    ids = Generated(tokens=45_000, length=9, temperature=heat, together=64).draw(model, 0)[:, 1:]
+    for i, temperature in enumerate(heat):
+        counts = ids[i::3].flatten().bincount(minlength=9).double()
+        assert chi_square(counts, (logits.double() / temperature).softmax(0)) < bound(8)
+        assert chi_square(counts, (logits.double() / heat[i - 1]).softmax(0)) > bound(8)
+
+
+def test_one_temperature_is_the_same_alone_and_as_several():
+    model = llama(torch.float64)
+    one, several = (Generated(96, 12, heat).draw(model, 0) for heat in (0.5, [0.5, 0.5]))
+    assert torch.equal(one, several)
+
+
+# ---------------------------------------------------------------- openings
+
+LINES = ("abcabc", "xy", "the quick", "zz zz zz zz zz")  # letters and blanks are a token each, behind [CLS]
+FITTING = {"vocab_size": 30, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def test_starts_of_any_length_are_gone_on_from_as_each_alone_would_be():
+    """Against a plain loop that reads the whole text again, row by row."""
+    model = llama(torch.float64)
+    rows = [[5], [5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16, 17]]
+    starts = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-1)
+    found = sample(model, starts, 12, seeded(6), torch.tensor([[0.7], [1.0], [1.5], [0.4]], dtype=torch.float64))
+    g, ids = seeded(6), [list(row) for row in rows]
+    for at in range(1, 12):
+        levels = torch.rand(4, 1, generator=g)
+        for row, level, heat in zip(ids, levels, (0.7, 1.0, 1.5, 0.4), strict=True):
+            if len(row) > at:
+                continue
+            with torch.no_grad():
+                scores = model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1] / heat
+            scores[END] = -math.inf
+            row.append(int((scores.softmax(-1).cumsum(-1) <= level).sum()))
+    assert found.tolist() == ids
+
+
+def test_sequences_start_with_the_lines_as_often_as_each_other_in_an_order_of_the_seed():
+    prior = Generated(tokens=10 * 24, length=24, starts=LINES, tokenizer=tokenizer("[CLS] $A"))
+    ids, other = (prior.draw(llama(**FITTING), seed).tolist() for seed in (0, 1))
+    whole = [tokenizer("[CLS] $A")(line)["input_ids"][:12] for line in LINES]
+    began = [next(i for i, line in enumerate(whole) if row[: len(line)] == line) for row in ids]
+    assert all(sorted(began[i : i + 4]) == [0, 1, 2, 3] for i in (0, 4)) and len(set(began[8:])) == 2
+    assert began != [next(i for i, line in enumerate(whole) if row[: len(line)] == line) for row in other]
+    assert prior.sampled(llama(**FITTING), 0) == 240 - sum(len(whole[i]) for i in began)
+
+
+def test_a_file_of_lines_is_as_the_lines_and_both_are_the_users(tmp_path: Path):
+    file = tmp_path / "own.txt"
+    file.write_text("\n\n".join(LINES) + "\n \n", encoding="utf-8")
+    model, cut = llama(**FITTING), tokenizer()
+    drawn = [Generated(96, 12, starts=s, tokenizer=cut) for s in (LINES, list(LINES), file, str(file))]
+    assert all(torch.equal(one.draw(model, 0), drawn[0].draw(model, 0)) for one in drawn)
+    assert all(one.data_used for one in drawn)
+    assert not Generated().data_used and not Generated(starts="openings").data_used
+    made = cp.plan(model, {"input_ids": torch.zeros(2, 6, dtype=torch.long)}, remove={"*": 0.5}, prior=drawn[0])
+    assert made.recipe["data_used"] is True
+
+
+def test_the_openings_of_the_package_are_many_and_need_the_tokenizer_beside_the_weights(tmp_path: Path):
+    lines = OPENINGS.read_text(encoding="utf-8").splitlines()
+    assert len(set(lines)) == len(lines) == 128
+    tokenizer().save_pretrained(tmp_path)
+    model = Table(torch.zeros(29, 29), place=str(tmp_path))
+    ids = Generated(tokens=128 * 40, length=40, starts="openings").draw(model, 0)
+    whole = {tuple(tokenizer()(line)["input_ids"][:20]) for line in lines}
+    assert {tuple(row[:20]) for row in ids.tolist()} == whole
+    with pytest.raises(InvalidInputError, match="no tokenizer lies beside LlamaForCausalLM, for the lines"):
+        Generated(starts="openings").draw(llama(), 0)
+
+
+@pytest.mark.parametrize(
+    "starts,found", [((), "no line"), (["", "  "], "no line"), ("file", "no line"), (["x"], "past")]
+)
+def test_lines_that_give_nothing_or_do_not_fit_are_refused(tmp_path: Path, starts, found):
+    file = tmp_path / "empty.txt"
+    file.write_text(" \n\n")
+    prior = Generated(96, 12, starts=file if starts == "file" else starts, tokenizer=tokenizer())
+    with pytest.raises(InvalidInputError, match=f"starts= has .*{found}"):
+        prior.draw(llama(), 0)  # whose vocabulary ends before the letters do
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path):
+    prior = Generated(96, 12, starts=tmp_path / "none.txt", tokenizer=tokenizer())
+    with pytest.raises(InvalidInputError, match=r"none\.txt cannot be read as text"):
+        prior.draw(llama(), 0)
+
+
 # ---------------------------------------------------------------- the seed
 
 
@@ -233,6 +329,8 @@ def test_what_cannot_write_is_told_so(name):
         Generated(temperature=0.0),
         Generated(temperature=-1.0),
         Generated(temperature=math.nan),
+        Generated(temperature=()),
+        Generated(temperature=(1.0, 0.0)),
         Generated(together=0),
     ],
     ids=str,
@@ -263,3 +361,9 @@ def test_progress_only_rises_and_ends_at_the_end():
 def test_the_prior_in_words():
     prior = Generated(tokens=32_768, temperature=0.8)
     assert prior.said == "text that the model sampled itself (32,768 tokens, temperature 0.8)"
+    several = Generated(tokens=4096, temperature=[0.8, 1], starts="openings")
+    assert several.said == (
+        "text that the model sampled itself from the openings of coreprune (4,096 tokens, temperatures 0.8, 1)"
+    )
+    assert Generated(starts="a/b.txt").said.startswith("text that the model sampled itself from the lines of b.txt (")
+    assert Generated(starts=["a", "b"]).said.startswith("text that the model sampled itself from 2 lines given (")

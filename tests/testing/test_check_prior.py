@@ -41,6 +41,19 @@ def language() -> nn.Module:
         ).eval()  # fmt: skip
 
 
+def encoder() -> nn.Module:
+    import transformers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.BertForMaskedLM(
+            transformers.BertConfig(
+                vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+                mask_token_id=3,
+            )
+        ).eval()  # fmt: skip
+
+
 def tokenizer() -> Any:
     """Letters to numbers from 3 on."""
 
@@ -59,6 +72,8 @@ def ours() -> dict[str, tuple[Any, nn.Module, Any]]:
         "noise": (cp.Gaussian(), images(), X),
         "matched": (cp.Matched(count=4, steps=3, together=4), images(), X),
         "generated": (cp.Generated(tokens=96, length=12), language(), tokens),
+        "filled": (cp.MaskFilled(tokens=96, length=12, sweeps=1), encoder(), tokens),
+        "norm": (cp.NormLayer(samples=100), language(), tokens),
         "zipf": (cp.Zipf(tokens=120, length=12), language(), tokens),
         "text": (cp.Text(tokens=640, length=10, tokenizer=tokenizer()), language(), tokens),
     }
@@ -72,6 +87,23 @@ def test_ours_pass(name):
     assert "says that it uses no data, and opened none" in found.checked
     assert ("different from seed to seed" in found.checked) == (name != "text")
     assert ("survives JSON" in found.checked) == (name == "noise")
+
+
+def test_text_that_starts_with_openings_passes_and_with_lines_of_ones_own_is_data():
+    _, model, example = ours()["generated"]
+    for starts, told in (
+        ("openings", "says that it uses no data, and opened none"),
+        (["ab", "cde"], "says that it uses data"),
+    ):
+        prior = cp.Generated(tokens=96, length=12, starts=starts, temperature=(0.8, 1.2), tokenizer=tokenizer())
+        assert told in check_prior(prior, model, example).checked
+
+
+@pytest.mark.parametrize("parts", [("zipf", "text"), ("text", "noise"), ("generated", "zipf"), ("matched", "noise")])
+def test_mixtures_pass(parts):
+    (one, model, example), (other, _, _) = (ours()[name] for name in parts)
+    found = check_prior(cp.Mixture({one: 0.75, other: 0.25}), model, example)
+    assert {"says that it uses no data, and opened none", "different from seed to seed"} <= set(found.checked)
 
 
 def test_data_and_a_file_of_text_pass_and_say_that_they_are_data(tmp_path):

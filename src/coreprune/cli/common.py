@@ -209,7 +209,7 @@ def request_options(command: Any) -> Any:
         click.option(
             "--prior",
             metavar="NAME",
-            help=f"Of the moments: auto, {', '.join(PRIORS)}.",
+            help=f"Of the moments: auto, {', '.join(PRIORS)}, or several with +.",
             shell_complete=words("auto", *PRIORS),
         ),
         click.option("--text", metavar="FILE", help="Measure on a text file of yours (prior).", shell_complete=files),

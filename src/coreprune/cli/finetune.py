@@ -44,7 +44,10 @@ __all__ = ["finetune"]
 @click.option("--rate", type=float, default=1e-4, show_default=True, help="The highest learning rate.")
 @click.option("--text", metavar="FILE", shell_complete=files, help="Train on a text file of yours.")
 @click.option(
-    "--prior", metavar="NAME", help=f"Of the inputs: auto, {', '.join(PRIORS)}.", shell_complete=words("auto", *PRIORS)
+    "--prior",
+    metavar="NAME",
+    help=f"Of the inputs: auto, {', '.join(PRIORS)}, or several with +.",
+    shell_complete=words("auto", *PRIORS),
 )
 @click.option(
     "--loss",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
+from coreprune.engine.imposed import vectors
 from coreprune.engine.local import Progress
+from coreprune.engine.mixture import mixed_calls, mixed_tokens
 from coreprune.engine.norms import normed
 from coreprune.engine.probes import (
     batch_size,
@@ -21,50 +22,47 @@ from coreprune.engine.probes import (
     fits,
     fitting,
     halved,
-    on_meta,
     synthesise,
     token_tables,
 )
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured
 from coreprune.priors.data import Data, Drawn
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
-from coreprune.priors.generated import Generated, places, writes
-from coreprune.priors.matched import Matched, matches
-from coreprune.priors.text import Text, reads
+from coreprune.priors.generated import Generated
+from coreprune.priors.matched import Matched
+from coreprune.priors.mixture import Mixture
+from coreprune.priors.normlayer import NormLayer
+from coreprune.priors.text import Text, places
 from coreprune.priors.zipf import Zipf
 
 __all__ = [
     "PRIORS",
-    "Picked",
     "Prior",
-    "automatic",
     "check_prior",
     "drawn",
     "drawn_tokens",
     "forced",
     "inputs",
-    "picked",
+    "named",
     "prior_of",
     "settled",
     "with_tokens",
 ]
 
-Prior = Gaussian | Data | Generated | Text | Matched | Zipf
+Prior = Gaussian | Data | Generated | MaskFilled | Text | Matched | Zipf | Mixture | NormLayer
 
 #: name → prior, with its own defaults
-PRIORS: Mapping[str, type[Gaussian | Generated | Text | Matched | Zipf]] = {
+PRIORS: Mapping[str, type[Gaussian | Generated | MaskFilled | Matched | NormLayer | Text | Zipf]] = {
     "noise": Gaussian,
     "generated": Generated,
     "text": Text,
     "matched": Matched,
     "zipf": Zipf,
+    "filled": MaskFilled,
+    "norm": NormLayer,
 }
-#: tokens of a sequence for causal language models, whose later tokens have the longer context
-WINDOW = 128
-#: floating operations that matching images may cost where nobody asked for it
-AFFORDABLE = 2**42
-
 #: Where there are no data: tokens or vectors that are drawn, pixels that are drawn, and the fewest inputs. Deep in a
 #: convolutional net few positions are left of an image, which is why it takes more of them.
 POSITIONS, PIXELS, PROBES = 4096, 2**16, 8
@@ -75,23 +73,38 @@ TOGETHER, AREA = 4, 2**18
 
 
 def check_prior(prior: Any) -> None:
-    """Raise InvalidInputError unless it is a prior, or the name of one."""
-    if isinstance(prior, str) and prior not in {"auto", *PRIORS}:
-        raise InvalidInputError(f"prior={prior!r} was asked: there are auto, {', '.join(PRIORS)}")
-    if not isinstance(prior, (str, *get_args(Prior))):
+    """Raise InvalidInputError unless it is a prior, or the name of one, or several names with + between them."""
+    if isinstance(prior, str):
+        if prior == "auto":
+            return
+        if not set(prior.split("+")) <= set(PRIORS):
+            raise InvalidInputError(f"prior={prior!r} was asked: there are auto, {', '.join(PRIORS)}")
+        prior = named(prior)
+    if not isinstance(prior, get_args(Prior)):
         raise InvalidInputError(f"prior={prior!r} was given: give a name, a coreprune.Gaussian or another prior")
+    if isinstance(prior, Mixture):
+        tuple(prior.weighed)  # refuses what is none
+
+
+def named(prior: Prior | str) -> Prior:
+    """The prior of a name, or an equal mixture of those of several with + between them; a value is itself.
+
+    Example:
+        >>> named("zipf").said == named("zipf+zipf").weighed[1][0].said
+        True
+    """
+    if not isinstance(prior, str):
+        return prior
+    parts: list[Any] = [PRIORS[name]() for name in prior.split("+")]
+    result: Prior = parts[0] if len(parts) == 1 else Mixture(tuple((part, 1.0) for part in parts))
+    return result
 
 
 def prior_of(prior: Gaussian | Data) -> str:
     """The prior in words, for a network that is no stack."""
     if isinstance(prior, Data):
         return f"{prior.said}, in the dense network"
-    mean = prior.mean if isinstance(prior.mean, float) else 0.0
-    std = prior.std if isinstance(prior.std, float) else 1.0
-    return (
-        f"random inputs (numbers N({mean:g}, {std:g}²), tokens uniform) through the dense network, "
-        "BatchNorm on their own statistics"
-    )
+    return f"{prior.said} through the dense network, BatchNorm on their own statistics"
 
 
 def forced(prior: Gaussian | Data) -> bool:
@@ -154,61 +167,6 @@ def _numbers(captured: Captured) -> tuple[int, int]:
     return count, min(count, max(TOGETHER, AREA // each))
 
 
-def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Text | Matched:
-    """The prior for a network, where none is asked for.
-
-    A network that reads tokens gets the generic text, if a tokenizer lies beside its weights; a causal language model
-    without one writes its own; images are matched to BatchNorm statistics where that costs at most AFFORDABLE;
-    all else gets noise.
-    """
-    return picked(model, captured).prior
-
-
-class Picked(NamedTuple):
-    """A prior that was picked by itself.
-
-    Attributes:
-        prior: see `automatic`.
-        reason: why, as a clause that goes on from "picked because".
-    """
-
-    prior: Gaussian | Generated | Text | Matched
-    reason: str
-
-
-def picked(model: nn.Module, captured: Captured) -> Picked:
-    """What `automatic` picks, and why."""
-    if captured.path:
-        return Picked(Gaussian(), "blocks are captured one by one, and run on what the example brought to them")
-    if token_tables(captured):
-        return _for_tokens(model, captured)
-    leaves = pytree.tree_leaves(captured.arguments)
-    if not any(isinstance(v, Tensor) and v.is_floating_point() for v in leaves):
-        return Picked(Gaussian(), "it reads neither images nor tokens of a table")
-    if not (normed(captured) and matches(model)):
-        return Picked(Gaussian(), "nothing in the network remembers its inputs, as a BatchNorm or a tokenizer would")
-    images = Matched()
-    most = AFFORDABLE * max(batch_size(captured), 1) / (3 * images.count * images.steps)
-    if least_operations(captured) <= most and _operations(captured) <= most:
-        return Picked(images, "its BatchNorms remember the mean and the variance of every channel")
-    return Picked(Gaussian(), "matching images to its BatchNorms is not known to be cheap enough")
-
-
-def _for_tokens(model: nn.Module, captured: Captured) -> Picked:
-    """`picked` for a network that reads tokens."""
-    prior: Generated | Text
-    if reads(model):
-        prior = Text(length=WINDOW) if writes(model) else Text()
-        reason = "it reads tokens, and a tokenizer lies beside its weights"
-    elif writes(model):
-        prior, reason = Generated(), "it can write text, and no tokenizer lies beside its weights to read one"
-    else:
-        return Picked(Gaussian(), "it reads tokens, but no tokenizer lies beside its weights and it writes no text")
-    if _follow(captured, prior, model):
-        return Picked(prior, reason)
-    return Picked(Gaussian(), "it reads tokens, but text cannot take the place of those of the example")
-
-
 def settled(
     prior: Prior, model: nn.Module, captured: Captured, seed: int, progress: Progress | None = None
 ) -> tuple[Gaussian | Data, Any]:
@@ -224,17 +182,76 @@ def settled(
         return Drawn(prior.draw(model, captured.arguments, seed, progress), False, prior.said, True), None
     if isinstance(prior, Data) and isinstance(prior.loader, Iterator):  # it can be read once
         return replace(prior, loader=list(prior.loader)), None
-    if not isinstance(prior, (Generated, Text, Zipf)):
+    if isinstance(prior, Mixture):
+        return _mixed(prior, model, captured, seed, progress)
+    if isinstance(prior, NormLayer):
+        return _before_norms(prior, captured, seed), None
+    if not isinstance(prior, (Generated, MaskFilled, Text, Zipf)):
         return prior, None
+    own = isinstance(prior, (Text, Generated)) and prior.data_used
+    law = Drawn((), False, prior.said, given=own)
+    return _in_calls(law, captured, _ids(prior, model, captured, seed, progress))
+
+
+def _before_norms(prior: NormLayer, captured: Captured, seed: int) -> Drawn:
+    """Noise for as many inputs as give each norm the vectors that are asked."""
+    if not isinstance(prior.samples, int) or prior.samples < 1:
+        raise InvalidInputError(f"{prior} was given: give one vector at least")
+    if captured.path:
+        raise InvalidInputError(
+            "prior='norm' was asked of a network that was captured block by block, whose blocks get what was recorded "
+            "with the example, and once: leave prior out"
+        )
+    each = vectors(captured)
+    count = max(PROBES, -(-prior.samples // each))
+    together = min(count, max(TOGETHER, POSITIONS // each))
+    return Drawn(list(drawn(captured, Gaussian(), count, seed, together)), False, prior.said, True)
+
+
+def _ids(
+    prior: Generated | MaskFilled | Text | Zipf,
+    model: nn.Module,
+    captured: Captured,
+    seed: int,
+    progress: Progress | None,
+) -> Tensor:
+    """Sequences of tokens."""
     if isinstance(prior, Zipf):
-        ids = drawn_tokens(prior, model, captured, seed)
-    else:
-        ids = prior.draw(model, seed, progress) if isinstance(prior, Generated) else prior.draw(model)
+        return drawn_tokens(prior, model, captured, seed)
+    return prior.draw(model) if isinstance(prior, Text) else prior.draw(model, seed, progress)
+
+
+def _in_calls(law: Drawn, captured: Captured, ids: Tensor) -> tuple[Drawn, Any]:
+    """A law of these tokens, and example inputs of their shape."""
     rows = min(max(2, TOKENS // ids.shape[1]), len(ids))  # of a batch, which the network is then captured with
     calls = [with_tokens(captured, part) for part in ids[: len(ids) // rows * rows].split(rows)]
-    own = isinstance(prior, Text) and prior.data_used
-    law = Drawn(calls, False, prior.said, given=own)
-    return law, with_tokens(captured, ids[:rows])
+    return replace(law, loader=calls), with_tokens(captured, ids[:rows])
+
+
+def _mixed(
+    prior: Mixture, model: nn.Module, captured: Captured, seed: int, progress: Progress | None
+) -> tuple[Drawn, Any]:
+    """Inputs of all parts of a mixture."""
+    own = any(isinstance(part, Matched) or (isinstance(part, (Gaussian, Data)) and forced(part))
+              for part, _ in prior.weighed)  # fmt: skip
+    if prior.texts:
+        ids, asked = mixed_tokens(
+            prior,
+            model,
+            _table(captured, "text"),
+            seed,
+            lambda part, seed: _ids(part, model, captured, seed, progress),
+        )
+        return _in_calls(Drawn((), False, asked.said, own, asked.data_used), captured, ids)
+    count, together = _numbers(captured)
+
+    def draw(part: Gaussian | Matched, many: int, seed: int) -> Iterable[Arguments]:
+        if isinstance(part, Matched):
+            return part.draw(model, captured.arguments, seed, progress)
+        return drawn(captured, part, many, seed, min(many, together))
+
+    calls, asked = mixed_calls(prior, captured, count, seed, draw)
+    return Drawn(calls, False, asked.said, own, asked.data_used), None
 
 
 def drawn_tokens(prior: Zipf, model: nn.Module, captured: Captured, seed: int) -> Tensor:
@@ -248,16 +265,6 @@ def drawn_tokens(prior: Zipf, model: nn.Module, captured: Captured, seed: int) -
     return prior.draw(model, rows, seed) if known else prior.draw(model, rows, seed, int(tokens.shape[1]))
 
 
-def _follow(captured: Captured, prior: Generated | Text, model: nn.Module) -> bool:
-    """Whether text can be put in the place of the example's tokens."""
-    try:
-        rows = torch.zeros(batch_size(captured) + 1, min(prior.length, places(model)), dtype=torch.int64)
-        with_tokens(captured, rows if isinstance(prior, Generated) else prior.draw(model)[: len(rows)])
-    except InvalidInputError:
-        return False
-    return True
-
-
 def least_operations(captured: Captured) -> float:
     """Floating operations of the convolutions and linear layers alone, from the shapes at hand."""
     total = 0.0
@@ -266,17 +273,6 @@ def least_operations(captured: Captured) -> float:
             weight = node.args[1].meta["val"].shape
             total += 2.0 * math.prod(node.meta["val"].shape) * math.prod(weight[1:])
     return total
-
-
-def _operations(captured: Captured) -> float:
-    """Floating operations of one forward pass on the example."""
-
-    def shape(value: Any) -> Any:
-        return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
-
-    with FlopCounterMode(display=False) as counter:
-        outputs = on_meta(captured, pytree.tree_map(shape, captured.arguments))
-    return math.inf if outputs is None else float(counter.get_total_flops())
 
 
 def with_tokens(captured: Captured, ids: Tensor) -> Arguments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from coreprune.engine.norms import Norms, normalised, normalises
 from coreprune.engine.precision import product
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.streaming import Stream, finite, squared
-from coreprune.model.capture import Arguments, Captured
+from coreprune.model.capture import Arguments, Captured, rows_of
 from coreprune.model.site import Tap
 
 __all__ = ["Hook", "Moments", "Observed", "as_seen", "clipped", "moments", "run", "spread"]
@@ -320,7 +320,8 @@ def moments(
             arguments that were recorded with it, once, instead.
         batch_statistics: see `run`.
         norms: of the first graph, see `run`.
-        every: take in every sample there is, as of text, where neighbours say different things.
+        every: take in every sample there is, as of text, where neighbours say different things. Otherwise each batch
+            of a sequence gives as many as its share of the inputs.
         energies: ‖W_:j‖² of every entry, (units·block,), by reader, where typical moments are wanted too.
 
     Returns:
@@ -330,7 +331,8 @@ def moments(
         InvalidInputError: a reader saw nothing, or something not finite.
     """
     assert all(readers), "a reader without a tap cannot be observed"
-    many = len(batches) if isinstance(batches, Sized) and len(batches) else 1
+    inputs = [max(rows_of(batch), 1) for batch in batches] if isinstance(batches, Sequence) else []
+    part = [1, max(len(inputs), 1)]  # the batch at hand, of all
     keys = [
         tuple((t.graph, t.operand, t.axis, t.entries.shape, t.entries.numpy().tobytes()) for t in r) for r in readers
     ]
@@ -349,7 +351,7 @@ def moments(
                 into.setdefault(id(tap), []).append((seen[key], usual.get(key), own))
 
     def look(tap: Tap, value: Tensor) -> None:
-        limit = max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES) // many
+        limit = max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES) * part[0] // part[1]
         new = samples(value, tap, value.numel() if every else limit)
         for one, typical, each in into[id(tap)]:
             one.add(new)
@@ -361,6 +363,8 @@ def moments(
     for index, arguments in chain(blocks, ((i, a) for a in (batches if whole else ()) for i in whole)):
         at = taps[index].values()
         held = None if index else norms
+        if inputs and not graphs[index].path:
+            part[:] = max(rows_of(arguments), 1), sum(inputs)
         run(
             graphs[index],
             tensors,

@@ -25,14 +25,18 @@ from torch.utils import _pytree as pytree
 
 from coreprune.engine.inputs import Prior, drawn, drawn_tokens, least_operations, with_tokens
 from coreprune.engine.local import Progress
+from coreprune.engine.mixture import first_rows, seed_of, shared
 from coreprune.engine.norms import normed
 from coreprune.engine.probes import batch_size, token_tables
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import Arguments, Captured, evaluating, first_line
+from coreprune.model.capture import Arguments, Captured, evaluating, first_line, rows_of
 from coreprune.priors.data import Data
+from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
+from coreprune.priors.mixture import Mixture
+from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.priors.zipf import Zipf
 
@@ -178,6 +182,8 @@ def at_hand(prior: Prior, captured: Captured) -> bool:
     if isinstance(prior, (Gaussian, Zipf)):
         each = least_operations(captured) / max(batch_size(captured), 1)
         return not normed(captured) and each * INPUTS <= LITTLE
+    if isinstance(prior, Mixture):
+        return all(at_hand(part, captured) for part, _ in prior.weighed)
     return isinstance(prior, (Text, Data))
 
 
@@ -190,10 +196,15 @@ def held_out(
         prior: of the cut. model: the dense network. captured: its graph. seed: of the cut. progress: of drawing.
 
     Returns:
-        None where none can be had: the network was captured block by block, or the data can be read once.
+        None where none can be had: the network was captured block by block, the data can be read once, or the prior is
+            of what comes inside the network.
     """
-    if captured.path:
+    if captured.path or isinstance(prior, NormLayer):
         return None
+    if isinstance(prior, Mixture):
+        parts = [part for part, _ in prior.weighed]
+        held = [held_out(part, model, captured, seed_of(seed, i), progress) for i, part in enumerate(parts)]
+        return _of_parts(prior, held)
     if isinstance(prior, Gaussian):
         return _noise(captured, prior, seed + 1)
     if isinstance(prior, Matched):
@@ -204,9 +215,13 @@ def held_out(
         short = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
         ids = short.draw(model, seed + 1, progress)
         return Held(_tokens(captured, ids), f"{ids.numel():,} tokens that the dense network wrote with another seed")
-    if isinstance(prior, Zipf):
+    if isinstance(prior, MaskFilled):
         few = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
-        ids = drawn_tokens(few, model, captured, seed + 1)
+        ids = few.draw(model, seed + 1, progress)
+        return Held(_tokens(captured, ids), f"{ids.numel():,} tokens that were filled into masks with another seed")
+    if isinstance(prior, Zipf):
+        some = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
+        ids = drawn_tokens(some, model, captured, seed + 1)
         return Held(_tokens(captured, ids), f"{ids.numel():,} random tokens drawn with another seed")
     if isinstance(prior, Text):
         ids, unseen = prior.held_out(model, TOKENS)
@@ -214,6 +229,22 @@ def held_out(
         said = f"{ids.numel():,} {'held-out tokens' if unseen else 'tokens'} {place}"
         return Held(_tokens(captured, ids), said, unseen)
     return None if isinstance(prior.loader, Iterator) else _given(prior)
+
+
+def _of_parts(prior: Mixture, held: Sequence[Held | None]) -> Held | None:
+    """Inputs of all parts of a mixture, as many numbers, or tokens, of each as its weight says."""
+    found = [one for one in held if one is not None]
+    if len(found) < len(held):
+        return None
+    sizes = [[_size(call) for call in one.calls] for one in found]
+    wanted = shared([sum(own) for own in sizes], [weight for _, weight in prior.weighed], 1)
+    calls: list[Arguments] = []
+    for one, own, left in zip(found, sizes, wanted, strict=True):
+        for call, size in zip(one.calls, own, strict=True):
+            rows = round(left * rows_of(call) / size)
+            calls += [first_rows(call, rows)] if rows > 0 else []
+            left -= size  # noqa: PLW2901
+    return Held(calls, " and ".join(f"some of {one.said}" for one in found), all(one.unseen for one in found))
 
 
 def _noise(captured: Captured, prior: Gaussian, seed: int) -> Held:
@@ -224,6 +255,11 @@ def _noise(captured: Captured, prior: Gaussian, seed: int) -> Held:
     calls = list(drawn(captured, prior, max(-(-TOKENS // each) if tokens else INPUTS, 1), seed))
     count = sum(next(len(v) for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.dim()) for call in calls)
     return Held(calls, f"{count} inputs drawn with another seed")
+
+
+def _size(call: Arguments) -> int:
+    """Numbers, or tokens, of the first tensor."""
+    return next((v.numel() for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.numel()), 1)
 
 
 def _tokens(captured: Captured, ids: Tensor) -> list[Arguments]:

@@ -15,7 +15,17 @@ from torch.utils import _pytree as pytree
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.model.record import recorded
 
-__all__ = ["Arguments", "Captured", "arguments", "capture", "described", "evaluating", "first_line", "rebuilt"]
+__all__ = [
+    "Arguments",
+    "Captured",
+    "arguments",
+    "capture",
+    "described",
+    "evaluating",
+    "first_line",
+    "rebuilt",
+    "rows_of",
+]
 
 
 #: what a network is called with, (args, kwargs)
@@ -153,6 +163,11 @@ def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def rows_of(call: Arguments) -> int:
+    """Inputs of a call: the first axis of its first tensor; 0 if it has none."""
+    return next((len(v) for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.dim()), 0)
 
 
 def described(example_inputs: Any) -> Any:

@@ -45,6 +45,13 @@ class Gaussian:
         """False."""
         return False
 
+    @property
+    def said(self) -> str:
+        """The prior in words, for a network that is no stack."""
+        mean = self.mean if isinstance(self.mean, float) else 0.0
+        std = self.std if isinstance(self.std, float) else 1.0
+        return f"random inputs (numbers N({mean:g}, {std:g}²), tokens uniform)"
+
     def named(self, features: int, radius: float) -> str:
         """The prior in words."""
         mean = f"mean {self.mean:.4g}" if not isinstance(self.mean, Tensor) else "mean per feature"

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.errors import InvalidInputError
-from coreprune.priors.generated import places
 
-__all__ = ["Text", "around", "reads", "tokenizer_of"]
+__all__ = ["Text", "around", "lines_of", "places", "reads", "tokenizer_of"]
 
 GENERIC = Path(__file__).with_name("generic.txt")
 
@@ -76,10 +75,7 @@ class Text:
     def _windows(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """The sequences that are used, evenly from the whole text, and those that are left out."""
         file = Path(self.path) if self.path is not None else GENERIC
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInputError(f"{file} cannot be read as text ({error}): give a plain text file") from error
+        text = _read(file)
         tokenizer = self.tokenizer if self.tokenizer is not None else tokenizer_of(model)
         if tokenizer is None:
             raise InvalidInputError(
@@ -104,6 +100,30 @@ class Text:
         ends = [torch.tensor(part, dtype=torch.int64).expand(count, -1) for part in (before, after)]
         whole = torch.cat([ends[0], windows, ends[1]], 1)
         return whole[used], whole[~used]
+
+
+def places(model: nn.Module) -> int:
+    """The longest sequence that a network of `transformers` has places for."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    known = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return min((n for n in known if isinstance(n, int) and n > 0), default=2**31)
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file that are not blank.
+
+    Raises:
+        InvalidInputError: it cannot be read as text.
+    """
+    return [line.strip() for line in _read(file).splitlines() if line.strip()]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{file} cannot be read as text ({error}): give a plain text file") from error
 
 
 def reads(model: nn.Module) -> bool:

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.errors import InvalidInputError
-from coreprune.priors.generated import places
-from coreprune.priors.text import around, tokenizer_of
+from coreprune.priors.text import around, places, tokenizer_of
 
-__all__ = ["Zipf"]
+__all__ = ["Zipf", "ordinary"]
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,13 @@ class Zipf:
         law = f"exponent {self.exponent:g}, offset {self.offset:g}"
         return f"random tokens by Zipf's law ({self.tokens:,} tokens, {law})"
 
-    def draw(self, model: nn.Module, rows: int, seed: int, longest: int = 2**31) -> Tensor:
+    def draw(self, model: nn.Module, rows: int, seed: int, longest: int = 2**31, tokenizer: Any = None) -> Tensor:
         """Token indices, (sequences, length).
 
         Args:
             model: that the tokens are for; not changed. rows: of its table of tokens.
             seed: of every choice. longest: sequence that is known to fit.
+            tokenizer: in place of the one that lies beside the weights.
 
         Raises:
             InvalidInputError: numbers that cannot be meant, or no token that could be drawn.
@@ -67,11 +67,11 @@ class Zipf:
             raise InvalidInputError(
                 f"{self} was given: give one sequence of tokens at least, and an exponent and an offset from 0 on"
             )
-        tokenizer = tokenizer_of(model)
+        tokenizer = tokenizer_of(model) if tokenizer is None else tokenizer
         before, after = around(tokenizer) if tokenizer is not None else ([], [])
         length = min(self.length, places(model), longest)
         inner, count = length - len(before) - len(after), -(-self.tokens // length)
-        kept = _ordinary(model, tokenizer, rows)
+        kept = ordinary(model, tokenizer, rows)
         if inner < 1 or not len(kept):
             raise InvalidInputError(
                 f"sequences of {length} tokens, out of {len(kept)} that are not special, leave nothing to draw: give "
@@ -85,7 +85,7 @@ class Zipf:
         return torch.cat([ends[0], drawn, ends[1]], 1)
 
 
-def _ordinary(model: nn.Module, tokenizer: Any, rows: int) -> Tensor:
+def ordinary(model: nn.Module, tokenizer: Any, rows: int) -> Tensor:
     """Tokens of the vocabulary that are not special, in its order."""
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config

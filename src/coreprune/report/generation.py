@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune.priors.generated import places, writes
+from coreprune.priors.generated import writes
+from coreprune.priors.text import places
 from coreprune.report.turns import Latency, timed
 
 __all__ = ["Generation", "generation"]
