@@ -37,7 +37,7 @@ from coreprune.priors.matched import Matched
 from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.report.evidence import kept_of_curve
-from coreprune.report.recipe import versions
+from coreprune.report.recipe import versions, written
 from coreprune.wish import Wish, check, check_finite, check_measured, check_sites, radius_of
 
 __all__ = ["Decision", "decided", "measured_outputs"]
@@ -301,6 +301,7 @@ def _recipe(
         "seed": wish.seed,
         "prior": prior_of(law) if found.graphs else law.named(found.features, radius),
         "prior_values": law.to_json() if isinstance(law, Gaussian) else None,
+        "prior_asked": written(wish.prior),
         "data_used": law.data_used,
         "capture": wish.capture,
         "inputs": described(example_inputs) if found.graphs else None,

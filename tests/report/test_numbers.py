@@ -16,7 +16,7 @@ from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.report.beside import beside_of
 from coreprune.report.cost import Change, measure, multiply_adds
 from coreprune.report.numbers import numbers
-from coreprune.report.recipe import python_call
+from coreprune.report.recipe import python_call, written
 from report.results import convolutions, made, saved, site, stack, structure
 
 IMAGE = torch.zeros(2, 3, 9, 9)
@@ -184,8 +184,26 @@ def test_the_call_of_the_recipe_makes_the_same_network(tmp_path):
         )
 
 
+def test_a_prior_is_written_as_it_was_asked_for():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.zeros(1, 3, 9, 9)
+    for prior, expected in (
+        ("noise", "'noise'"),
+        (cp.Gaussian(std=2.0), "cp.Gaussian(std=2.0)"),
+        ("auto", None),
+        (None, None),
+    ):
+        recipe = cp.plan(network, x, remove=0.3, prior=prior).recipe
+        assert recipe["prior_asked"] == expected
+        assert ("prior=" in python_call(recipe)) is (expected is not None)
+        assert cp.plan(network, x, remove=0.3, prior=None if expected is None else eval(expected)).kept
+    assert written(cp.Gaussian(mean=torch.zeros(3))) == "prior"
+    assert written(cp.Generated(temperature=(0.7, 1.0))) == "cp.Generated(temperature=(0.7, 1.0))"
+
+
 def test_the_call_names_inputs_and_data_where_there_were_some():
     assert "model, example_inputs, " in python_call({"remove": 0.1, "inputs": {"tensor": [1]}})
+    assert "prior='noise'" in python_call({"remove": 0.1, "prior_asked": "'noise'", "prior_values": {"mean": 0.0}})
     assert "data=loader" in python_call({"remove": 0.1, "data_used": True})
     assert "prior=prior" in python_call({"remove": 0.1, "prior_values": {"mean": [0.0, 1.0], "std": 1.0}})
 

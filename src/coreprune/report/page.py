@@ -181,6 +181,7 @@ def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         "refused",
         "sites",
         "prior",
+        "prior_asked",
         "prior_reason",
         "prior_values",
         "radius",

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 __all__ = ["loading", "python_call", "versions"]
@@ -38,7 +39,9 @@ def python_call(recipe: Mapping[str, Any]) -> str:
     """
     recipe = {**recipe, "budget": _short(recipe.get("budget"))}
     given = [f"{key}={recipe[key]!r}" for key, usual in _DEFAULTS.items() if recipe.get(key, usual) != usual]
-    if recipe.get("data_used"):
+    if recipe.get("prior_asked"):
+        given.append(f"prior={recipe['prior_asked']}")
+    elif recipe.get("data_used"):
         given.append("data=loader")
     elif recipe.get("prior_values"):
         given += _prior(recipe["prior_values"])
@@ -50,6 +53,30 @@ def python_call(recipe: Mapping[str, Any]) -> str:
     if len(line) > 80:
         line = "small = cp.prune(\n" + "".join(f"    {word},\n" for word in words) + ")"
     return f"import coreprune as cp\n\n{line}"
+
+
+def written(prior: Any) -> str | None:
+    """A prior that was asked for as code, its defaults left out; None where none was.
+
+    Example:
+        >>> from coreprune.priors.zipf import Zipf
+        >>> written("noise"), written(Zipf(tokens=4096)), written("auto")
+        ("'noise'", 'cp.Zipf(tokens=4096)', None)
+    """
+    if prior is None or isinstance(prior, str):
+        return None if prior in {None, "auto"} else repr(prior)
+    plain = (bool, int, float, str, type(None))
+    given = []
+    for field in fields(prior):
+        value = getattr(prior, field.name)
+        if field.default is not MISSING and (
+            value is field.default or (isinstance(value, plain) and value == field.default)
+        ):
+            continue
+        if not isinstance(value, plain) and not (isinstance(value, tuple) and all(isinstance(v, plain) for v in value)):
+            return "prior"  # what was given cannot be written out
+        given.append(f"{field.name}={value!r}")
+    return f"cp.{type(prior).__name__}({', '.join(given)})"
 
 
 def _short(budget: Any) -> Any:
