@@ -1,4 +1,8 @@
-"""The largest cut whose outputs, measured, stay as near to the dense network's as was asked, by bisection."""
+"""The largest cut whose outputs, measured, stay as near to the dense network's as was asked.
+
+What is lost grows about as a power of the share of parameters that is gone, loss ≈ c·gone^p: two trials say c and p,
+and a few more find the limit, always between one that kept it and one that did not.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,14 @@ from coreprune.plan import Made
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
 
-__all__ = ["Trial", "Widths", "asked_of", "driven", "largest"]
+__all__ = ["Trial", "Widths", "asked_of", "between", "driven", "largest"]
 
 Widths = dict[str, int]
 
-#: halvings of the share of parameters that is left, which is then known to 0.4 % of the dense network
-STEPS = 8
+STEPS = 10  # trials at most
+FIRST, POWER = 0.25, 2.0  # the share of parameters that goes first, and p where one trial is all that is known
+#: it is enough to know the share to 0.4 % of the dense network, or to lose NEAR of what may be lost
+CLOSE, NEAR = 2.0**-8, 0.95
 
 
 def asked_of(budget: Mapping[str, Any] | None) -> tuple[str, float] | None:
@@ -127,20 +133,47 @@ def largest(
     Raises:
         InvalidInputError: the outputs have no such figure, or are not finite.
     """
-    low, high, best = 0.0, 1.0, widths(1.0)
+    upward = MEASURES[kind][1]
+    allowed = 1 - limit if upward else limit
+    within, beyond, best, gone = (0.0, 0.0), (1.0, math.inf), widths(1.0), FIRST
     for _ in range(STEPS):
-        middle = (low + high) / 2
         try:
-            kept = widths(middle)
+            kept = widths(1 - gone)
         except InvalidInputError:  # less than one unit in every site
-            low = middle
-            continue
-        value = figure(measure(kept), kind)
-        if value >= limit if MEASURES[kind][1] else value <= limit:
-            high, best = middle, kept
+            beyond = gone, math.inf
         else:
-            low = middle
+            value = figure(measure(kept), kind)
+            loss = 1 - value if upward else value
+            if loss > allowed:
+                beyond = gone, loss
+            else:
+                within, best = (gone, loss), kept
+                if loss >= NEAR * allowed:
+                    break
+        if beyond[0] - within[0] <= CLOSE:
+            break
+        gone = between(within, beyond, allowed * (1 + NEAR) / 2)
     return best
+
+
+def between(within: tuple[float, float], beyond: tuple[float, float], loss: float) -> float:
+    """Where a loss is to be expected between two trials, (share that is gone, loss) each, by loss = c·gone^p.
+
+    Example:
+        >>> round(between((0.1, 0.01), (0.5, 0.25), 0.04), 6), round(between((0.0, 0.0), (0.5, 0.25), 0.04), 6)
+        (0.2, 0.2)
+    """
+    (a, x), (b, y) = within, beyond
+    known = [(share, value) for share, value in (within, beyond) if share > 0 and 0 < value < math.inf]
+    guess = (a + b) / 2
+    if len(known) == 2 and y > x:
+        power = max(math.log(y / x) / math.log(b / a), 0.1)
+        guess = a * (loss / x) ** (1 / power)
+    elif known and not (b < 1 and math.isinf(y)):  # where fewer units cannot be had the loss says nothing
+        share, value = known[0]
+        guess = share * (loss / value) ** (1 / POWER)
+    edge = (b - a) / 16
+    return min(max(guess, a + edge), b - edge)
 
 
 def figure(found: Outputs | None, kind: str) -> float:
