@@ -112,6 +112,7 @@ def surveyed(found: Inspection, tensors: Mapping[str, Tensor], request: Request)
         if usual:
             readings = _chosen_by(_readings(site, tensors, usual), seen[site.name])
             path = choose(readings, site.units)
+            seen[site.name] = tuple(replace(one, typical=None) for one in seen[site.name])
         total = pooled_energy(readings)
         curves[site.name] = (path.curve(site.units, total) / (1.0 if readings[0].cost else total)).double()
     return Survey(seen, paths, curves)
