@@ -71,7 +71,7 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     radius = radius_of(wish.radius, found.features)
     told = not isinstance(prior, NormLayer)  # no gradient comes through a norm whose input is drawn
     costs = told and _by_costs(model, seen, wish)
-    usual = told and wish.uniform is False and _balances(seen, wish, text=True)
+    usual = told and _balances(seen, wish, text=True)
     corrected = bool(found.graphs) and (method.law or wish.reweight)
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
     request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, usual, norms, wish.clock)
@@ -245,12 +245,14 @@ def _by_costs(model: nn.Module, found: Inspection, wish: Wish) -> bool:
 def _balances(found: Inspection, wish: Wish, *, text: bool = False) -> bool:
     """Whether a budget is shared out by what the sites are found to cost the whole network, all cut together.
 
+    Not where alike sites get one width: that leaves few choices, and took as long as all the rest.
+
     Args:
         found: the sites. wish: what is asked. text: say no where the network reads no tokens.
     """
     if text and found.graphs and not token_tables(found.graphs[0]):
         return False
-    if not found.graphs or found.graphs[0].path or not method_named(wish.method).law:
+    if not found.graphs or found.graphs[0].path or wish.uniform is not False or not method_named(wish.method).law:
         return False
     return _by_error(wish) or (wish.budget is not None and "error" not in wish.budget)
 
