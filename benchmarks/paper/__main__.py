@@ -11,6 +11,7 @@ from datasets import add_data_option
 from paper import figures
 from paper.ancestor import compare
 from paper.choice import choose
+from paper.cifar10 import cut_cifar10
 from paper.curve import draw_curve
 from paper.lenet5 import cut_lenet5
 from paper.recovery import recover
@@ -22,6 +23,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "edges": lambda args: compare(args.seeds, args.data),
     "curve": lambda args: draw_curve(choose(args.data), args.seeds, args.data),
     "lenet5": lambda args: cut_lenet5(min(args.seeds, 1), args.data),
+    "cifar10": lambda args: cut_cifar10(args.data),
 }
 #: part → its figure
 FIGURES = {"recovery": figures.draw_recovery, "edges": figures.draw_edges, "curve": figures.draw_curve}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import paper
 import records
-from paper import tables
+from paper import cifar10, tables
 from paper.choice import best
 from paper.edges import Sparse, drawn_edges, edges, importance, sparse_bytes
 from paper.pictures import moved
@@ -259,6 +259,57 @@ def test_the_other_tables(record):
     after = row(1.5, removed=0.5, method="kernel", **common)
     record("lenet5", [row(1.0, seed=0, removed=0.0, method="dense", training="none"), cut[0], after])
     assert "| −50% | kernel | 4.00 | 1.50 | none | p |" in tables.lenet5()
+    key = {"network": "resnet20", "seed": 0, "removed": 0.5, "method": "kernel"}
+    dense = row(9.0, **{**key, "method": "dense", "removed": 0.0}, training="none")
+    trained = {"key": {**key, "training": "distilled"}, "error": 12.0, "prior": "p", "data": "all"}
+    record("cifar10", [dense, row(30.0, **key, training="none"), trained])
+    assert "**resnet20**" in tables.cifar10()
+    assert "| −50% | kernel | 30.00 | 12.00 | none | p | 27,660 |" in tables.cifar10()
+
+
+class Coloured(nn.Module):
+    """A convolutional network so small that an epoch of it is nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3, stride=2)
+        self.c = nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.c(self.b(self.norm(self.a(x)).relu()).relu().mean((2, 3)))
+
+
+def test_networks_of_pictures_are_cut_and_trained_for_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "results", lambda: tmp_path)
+    monkeypatch.setattr("paper.store.results", lambda: tmp_path)
+    torch.manual_seed(0)
+    dense = Coloured().eval()
+    x = torch.randint(256, (300, 3, 32, 32), generator=seeded(0), dtype=torch.uint8)
+    y = torch.randint(10, (300,), generator=seeded(1))
+    p = cifar10.Coloured(x, y, cifar10.standardised(x), y)
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    key = {"network": "tiny", "seed": 0, "method": "kernel", "removed": 0.5, "training": "none"}
+    cut = cifar10.measured(key, dense, p)
+    assert cut["data"] == "none"
+    assert cut["parameters"] < sum(one.numel() for one in dense.parameters())
+    for training, said in (("labels", "300 with labels"), ("distilled", "300 without labels")):
+        after = cifar10.measured({**key, "training": training}, dense, p)
+        assert after["data"] == said
+        assert "parameters" not in after
+    assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+    torch.manual_seed(1)
+    other = Coloured().eval()
+    monkeypatch.setattr(cifar10, "EPOCHS", 20)
+    taught, again = (cifar10.trained_after(other, dense, x, y, "distilled", 0) for _ in range(2))
+    with torch.no_grad():
+        gaps = [float(F.mse_loss(one(p.x_measure), dense(p.x_measure))) for one in (other, taught)]
+    assert gaps[1] < 0.5 * gaps[0]
+    assert equal_states(taught, again)
+
+
+def test_every_picture_network_has_its_rows_once():
+    keys = [key for t in ("none", *cifar10.TRAININGS) for name in cifar10.NETWORKS for key in cifar10._keys(name, t)]
+    assert len({json.dumps(key, sort_keys=True) for key in keys}) == len(keys) == 2 * (1 + 8 + 2 * 2)
 
 
 def test_the_best_schedule_is_that_of_least_error_held_out():
