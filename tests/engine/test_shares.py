@@ -202,6 +202,18 @@ def test_a_network_in_which_nothing_is_free_is_not_measured(monkeypatch):
     assert len(small.plan.cuts) == 1
 
 
+def test_curves_alone_decide_where_no_gradient_comes_through(monkeypatch):
+    def refuses(*_, **__):
+        raise NotImplementedError("derivative is not implemented")
+
+    torch.manual_seed(2)
+    model, x = Branches(0.03).eval(), torch.randn(8, 6)
+    found, tensors, request, survey = request_for(model, x)
+    monkeypatch.setattr(shares, "lost", refuses)
+    by_curves = allocate(found, survey.curves, {"params": "50%"})
+    assert balanced(found, tensors, request, survey, lambda by: allocate(found, by, {"params": "50%"})) == by_curves
+
+
 def test_the_same_call_gives_the_same_widths():
     torch.manual_seed(0)
     model, ids = Words().eval(), torch.randint(30, (4, 9), generator=seeded(0))

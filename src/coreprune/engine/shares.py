@@ -158,6 +158,7 @@ def balanced(
     """Widths under which the network loses least, of those tried; never more than where all sites lose one share.
 
     The sites' curves are scaled to what each was found to cost at the widths before, and the budget is shared out anew.
+    Where gradients cannot be taken it is shared out by the curves as they are.
 
     Args:
         found: sites with their captured graphs, of which the first is the whole network's.
@@ -181,7 +182,10 @@ def balanced(
             [(tap, one) for taps, one in zip(found.taps[cut.site.name], cut.coresets, strict=True) for tap in taps]
             for cut in cuts
         ]
-        total, shares = lost(captured, held, pairs, few, batch_statistics=own)
+        try:
+            total, shares = lost(captured, held, pairs, few, batch_statistics=own)
+        except RuntimeError:  # no gradient comes through what the network does
+            return allocated(curves)
         tried.append((total, kept))
         if len(tried) > ROUNDS or not cuts:
             return min(tried, key=lambda one: one[0])[1]
