@@ -31,9 +31,9 @@ from train_cifar import BATCH, PADDING, batches, optimiser_of
 __all__ = ["METHODS", "NETWORKS", "REMOVED", "Coloured", "cut_cifar10", "trained_after"]
 
 NETWORKS, REMOVED = ("resnet20", "vgg16-half"), (0.5,)  # of the units of every site
-#: method → what is asked, and the seeds of the cut
+#: method → what is asked, and the seeds of the cut, which decide what is drawn, the images of a prior too
 METHODS: dict[str, tuple[dict[str, Any], int]] = {
-    "kernel": ({}, 1),
+    "kernel": ({}, 3),
     "sampling": ({"method": "sampling"}, 3),
     "uniform": ({"method": "uniform"}, 3),
     "magnitude": ({"method": "magnitude"}, 1),
