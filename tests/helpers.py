@@ -12,7 +12,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from coreprune.maths.activation import Activation, activation
-from coreprune.maths.layer import Layer
+from coreprune.maths.layer import Coreset, Layer
+from coreprune.maths.readers import Reading, energies, errors, replace_for
+from coreprune.maths.select import Path as Chosen
 
 #: the methods this suite speaks about; new ones bring tests of their own
 METHODS = ("sampling", "uniform", "magnitude", "sensitivity")
@@ -188,3 +190,20 @@ def raises() -> nn.Module:
 
 
 a_number = 3
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def optimal(reading: Reading, kept: Tensor, path: Chosen | None = None) -> Coreset:
+    """The replacement for one reader alone."""
+    return replace_for([reading], kept, path)[0]
+
+
+def error(reading: Reading, coreset: Coreset) -> float:
+    return errors([reading], [coreset])[0]
+
+
+def energy(reading: Reading) -> float:
+    return energies([reading])[0]

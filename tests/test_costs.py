@@ -43,6 +43,16 @@ def llama() -> nn.Module:
 TOKENS = torch.zeros(2, 6, dtype=torch.long)
 
 
+def requested(make, x, request_, monkeypatch):
+    """What the engine is told for a call of `plan`."""
+    torch.manual_seed(0)
+    asked = []
+    kind = planning.Request
+    monkeypatch.setattr(planning, "Request", lambda *a, **k: asked.append(kind(*a, **k)) or asked[-1])
+    cp.plan(make().eval(), x, prior="noise", **request_)
+    return asked[0]
+
+
 @pytest.mark.parametrize("make,x,request_,expected", [
     (Encoder, TOKENS, {"remove": {"*": 0.5}}, True),
     (Encoder, TOKENS, {"remove": 0.2}, True),
@@ -54,12 +64,7 @@ TOKENS = torch.zeros(2, 6, dtype=torch.long)
     (llama, TOKENS, {"remove": 0.2, "kinds": ["gated"], "uniform": "config"}, False),
 ])  # fmt: skip
 def test_costs_are_asked_for_where_they_tell_more(make, x, request_, expected, monkeypatch):
-    torch.manual_seed(0)
-    asked = []
-    kind = planning.Request
-    monkeypatch.setattr(planning, "Request", lambda *a, **k: asked.append(kind(*a, **k)) or asked[-1])
-    cp.plan(make().eval(), x, prior="noise", **request_)
-    assert asked[0].costs is expected
+    assert requested(make, x, request_, monkeypatch).costs is expected
 
 
 @pytest.mark.parametrize("make,x,request_,expected", [
@@ -71,12 +76,7 @@ def test_costs_are_asked_for_where_they_tell_more(make, x, request_, expected, m
     (llama, TOKENS, {"remove": 0.2, "kinds": ["gated"], "uniform": "config"}, False),
 ])  # fmt: skip
 def test_curves_of_text_are_of_clipped_samples(make, x, request_, expected, monkeypatch):
-    torch.manual_seed(0)
-    asked = []
-    kind = planning.Request
-    monkeypatch.setattr(planning, "Request", lambda *a, **k: asked.append(kind(*a, **k)) or asked[-1])
-    cp.plan(make().eval(), x, prior="noise", **request_)
-    assert asked[0].typical is expected
+    assert requested(make, x, request_, monkeypatch).typical is expected
 
 
 def test_a_budget_is_shared_out_by_what_the_outputs_feel():

@@ -18,12 +18,24 @@ from coreprune.model.positions import positions
 from coreprune.model.site import Inspection, Site, parameters_after
 from coreprune.model.size import Size
 
-__all__ = ["KINDS", "Remove", "Uniform", "alike", "allocate", "check_fraction", "draws_of", "matching", "widths"]
+__all__ = [
+    "KINDS",
+    "Remove",
+    "Uniform",
+    "Widths",
+    "alike",
+    "allocate",
+    "check_fraction",
+    "draws_of",
+    "matching",
+    "widths",
+]
 
 T = TypeVar("T")
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Remove = float | Mapping[str, float]
+Widths = dict[str, int]  # site name → units kept
 TICK = 1e-15  # of a second: in whole ticks costs are counted like entries
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from coreprune.budget import Remove, allocate, check_fraction, draws_of, widths
+from coreprune.budget import Remove, Widths, allocate, check_fraction, draws_of, widths
 from coreprune.engine.correction import corrections
-from coreprune.engine.driven import Trial, Widths, asked_of, driven
+from coreprune.engine.driven import Trial, asked_of, driven
 from coreprune.engine.imposed import imposed
 from coreprune.engine.inputs import Prior, forced, inputs, prior_of, settled
 from coreprune.engine.latency import arguments_of, fitted, with_table
@@ -69,9 +69,8 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     prior, reason = wish.law(model, found)
     law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)
-    told = not isinstance(prior, NormLayer)  # no gradient comes through a norm whose input is drawn
-    costs = told and _by_costs(model, seen, wish)
-    usual = told and _balances(seen, wish, text=True)
+    costs = _by_costs(model, seen, wish, prior)
+    usual = _balances(seen, wish, prior) and bool(token_tables(seen.graphs[0]))
     corrected = bool(found.graphs) and (method.law or wish.reweight)
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
     request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, usual, norms, wish.clock)
@@ -221,7 +220,7 @@ def _widths(
                 lambda table: allocate(found, errors, {**left, "table": table}, **shares),
             )  # fmt: skip
         return kept, errors, survey, {"budget": {**left, "table": table}}
-    if survey is None or isinstance(prior, NormLayer) or not _balances(found, wish):
+    if survey is None or not _balances(found, wish, prior):
         return shared(errors), errors, survey, {}
     return balanced(found, tensors, request, survey, shared), errors, survey, {}
 
@@ -231,28 +230,30 @@ def _by_error(wish: Wish) -> bool:
     return isinstance(wish.remove, numbers.Real) and float(wish.remove) > 0 and method_named(wish.method).law
 
 
-def _by_costs(model: nn.Module, found: Inspection, wish: Wish) -> bool:
+def _pulls(found: Inspection, wish: Wish, prior: Prior) -> bool:
+    """Whether gradients of the whole network can be had, and the method heeds what they say."""
+    if not found.graphs or found.graphs[0].path or isinstance(prior, NormLayer):  # none comes through a drawn norm
+        return False
+    return method_named(wish.method).law
+
+
+def _by_costs(model: nn.Module, found: Inspection, wish: Wish, prior: Prior) -> bool:
     """Whether units are chosen by what they cost the whole network.
 
     A gradient says that, and is taken where a network reads tokens and writes none: for language models choosing by
     the readers alone was found to be as good, and takes half the time.
     """
-    if not found.graphs or found.graphs[0].path or not method_named(wish.method).law or writes(model):
+    if not _pulls(found, wish, prior) or writes(model):
         return False
     return bool(token_tables(found.graphs[0])) and not (wish.budget is not None and "error" in wish.budget)
 
 
-def _balances(found: Inspection, wish: Wish, *, text: bool = False) -> bool:
+def _balances(found: Inspection, wish: Wish, prior: Prior) -> bool:
     """Whether a budget is shared out by what the sites are found to cost the whole network, all cut together.
 
     Not where alike sites get one width: that leaves few choices, and took as long as all the rest.
-
-    Args:
-        found: the sites. wish: what is asked. text: say no where the network reads no tokens.
     """
-    if text and found.graphs and not token_tables(found.graphs[0]):
-        return False
-    if not found.graphs or found.graphs[0].path or wish.uniform is not False or not method_named(wish.method).law:
+    if not _pulls(found, wish, prior) or wish.uniform is not False:
         return False
     return _by_error(wish) or (wish.budget is not None and "error" not in wish.budget)
 

@@ -6,33 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import seeded
+from helpers import energy, error, normal, optimal, seeded
 
 from coreprune.maths import kernel
 from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset
 from coreprune.maths.lowrank import LowRank, about_zero, changed, forward, replacement, residual
 from coreprune.maths.propagate import Law
-from coreprune.maths.readers import Reading, choose, energies, errors, pooled_energy, replace_for
+from coreprune.maths.readers import Reading, choose, pooled_energy
 from coreprune.maths.reweight import replacement as dense_replacement
 from coreprune.maths.select import forward as dense_forward
 from coreprune.maths.shrink import shrunk
-
-
-def optimal(reading, kept, path=None):
-    return replace_for([reading], kept, path)[0]
-
-
-def error(reading, coreset):
-    return errors([reading], [coreset])[0]
-
-
-def energy(reading):
-    return energies([reading])[0]
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def made(n=40, rank=3, seed=0, least=0.1):

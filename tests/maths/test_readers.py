@@ -7,32 +7,16 @@ from itertools import combinations
 
 import pytest
 import torch
-from helpers import random_layer, seeded
+from helpers import energy, error, normal, optimal, random_layer
 
 from coreprune.maths import readers as readers_module
 from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import select
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Law
-from coreprune.maths.readers import Reading, choose, energies, errors, kept_of, replace_for
+from coreprune.maths.readers import Reading, choose, errors, kept_of, replace_for
 
 N = 400
-
-
-def optimal(reading, kept, path=None):
-    return replace_for([reading], kept, path)[0]
-
-
-def error(reading, coreset):
-    return errors([reading], [coreset])[0]
-
-
-def energy(reading):
-    return energies([reading])[0]
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def seen(n, b=1, seed=0, rank=None):

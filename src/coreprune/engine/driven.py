@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from coreprune.budget import Widths
 from coreprune.clock import Clock
 from coreprune.engine.correction import corrections
 from coreprune.engine.local import Request
@@ -26,9 +27,7 @@ from coreprune.plan import Made
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
 
-__all__ = ["Trial", "Widths", "asked_of", "between", "driven", "largest"]
-
-Widths = dict[str, int]
+__all__ = ["Trial", "asked_of", "between", "driven", "largest"]
 
 STEPS = 10  # trials at most
 FIRST, POWER = 0.25, 2.0  # the share of parameters that goes first, and p where one trial is all that is known

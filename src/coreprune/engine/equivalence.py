@@ -27,12 +27,12 @@ from coreprune.model.capture import Arguments, Captured, capture, evaluating, fi
 from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Tap
 from coreprune.model.tensors import tensors_of
-from coreprune.plan import Plan
+from coreprune.plan import Cut, Plan
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
 from coreprune.surgery.edits import edited
 
-__all__ = ["check", "reconstructed", "require"]
+__all__ = ["check", "reconstructed", "require", "tapped"]
 
 SEED = 20190704
 #: entries of an operand that are rebuilt at a time
@@ -204,14 +204,19 @@ def _coresets(found: Inspection, plan: Plan) -> list[tuple[Tap, Coreset]]:
     assert found.graphs, "a stack has no captured graph to compare on"
     pairs = []
     for cut in plan.cuts:
-        for taps, coreset in zip(found.taps[cut.site.name], cut.coresets, strict=True):
-            if coreset.incoming is not None:
-                raise UnsupportedModelError(
-                    f"the units of {cut.site.name!r} are mixed before their activation, which cannot be compared with "
-                    "the dense network: use a method that keeps units"
-                )
-            pairs += [(tap, coreset) for tap in taps]
+        if any(coreset.incoming is not None for coreset in cut.coresets):
+            raise UnsupportedModelError(
+                f"the units of {cut.site.name!r} are mixed before their activation, which cannot be compared with "
+                "the dense network: use a method that keeps units"
+            )
+        pairs += tapped(found, cut)
     return pairs
+
+
+def tapped(found: Inspection, cut: Cut) -> list[tuple[Tap, Coreset]]:
+    """The taps of a site's readers, each with what stands for the units there."""
+    readers = zip(found.taps[cut.site.name], cut.coresets, strict=True)
+    return [(tap, coreset) for taps, coreset in readers for tap in taps]
 
 
 def _hook(pairs: Sequence[tuple[Tap, Coreset]], double: Double) -> Callable[[Tap, Tensor], Tensor]:

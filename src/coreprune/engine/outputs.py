@@ -27,7 +27,7 @@ from coreprune.engine.inputs import Prior, drawn, drawn_tokens, least_operations
 from coreprune.engine.local import Progress
 from coreprune.engine.mixture import first_rows, seed_of, shared
 from coreprune.engine.norms import normed
-from coreprune.engine.probes import batch_size, token_tables
+from coreprune.engine.probes import batch_size, predicts, token_tables
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured, evaluating, first_line, rows_of
 from coreprune.priors.data import Data
@@ -122,7 +122,7 @@ def compared(dense: nn.Module, small: nn.Module, calls: Iterable[Arguments], tab
             y, z = (_first(model, args, kwargs) for model in (dense, small))
             if y is None or z is None or y.shape != z.shape:
                 return None
-            sums.add(y, z, predicts=y.dim() > 1 and y.shape[-1] in tables)
+            sums.add(y, z, predicts=predicts(y, tables))
     return sums.outputs()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from coreprune.engine.observe import run
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured
 
-__all__ = ["batch_size", "by_shape", "crops", "fits", "fitting", "halved", "on_meta", "synthesise", "token_tables"]
+__all__ = ["batch_size", "by_shape", "crops", "fits", "fitting", "halved", "on_meta", "predicts", "synthesise",
+           "token_tables"]  # fmt: skip
 
 #: side of an image from which a smaller one may stand for it
 LARGE = 128
@@ -201,6 +202,15 @@ def synthesise(
 #: operators that hand indices on as they are
 _SAME = {"view", "reshape", "to", "_to_copy", "clone", "contiguous", "unsqueeze", "squeeze", "expand", "slice",
          "flatten", "detach", "alias", "select", "transpose", "permute", "_unsafe_view", "lift_fresh_copy"}  # fmt: skip
+
+
+def predicts(output: Tensor, tables: Collection[int]) -> bool:
+    """Whether an output predicts tokens: as many numbers, in rows, as a table has that tokens are read from.
+
+    Args:
+        output: of the network. tables: the rows of each, see `token_tables`.
+    """
+    return output.dim() > 1 and output.shape[-1] in tables
 
 
 def token_tables(captured: Captured) -> dict[str, int]:

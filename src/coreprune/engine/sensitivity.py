@@ -26,7 +26,7 @@ import torch
 from torch import Generator, Tensor
 
 from coreprune.engine.observe import run, samples
-from coreprune.engine.probes import token_tables
+from coreprune.engine.probes import predicts, token_tables
 from coreprune.maths.streaming import squared
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Tap
@@ -95,7 +95,7 @@ def sensitivities(
 def _pulled(outputs: Sequence[Any], tables: Collection[int], generator: Generator) -> float:
     """Go back from the outputs of one batch along a direction v, and return how many predictions they hold."""
     sources = [o for o in outputs if isinstance(o, Tensor) and o.requires_grad]
-    told = next((o for o in sources if o.dim() > 1 and o.shape[-1] in tables), None)
+    told = next((o for o in sources if predicts(o, tables)), None)
     if told is not None:
         told.backward(_surprise(told.detach(), generator))
         return told.numel() / told.shape[-1]

@@ -27,14 +27,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from coreprune.engine.equivalence import reconstructed
+from coreprune.budget import Widths
+from coreprune.engine.equivalence import reconstructed, tapped
 from coreprune.engine.inputs import forced, inputs
 from coreprune.engine.local import Request
 from coreprune.engine.network import Survey, decide_network, spaced
 from coreprune.engine.norms import normed
 from coreprune.engine.observe import Hook, run
 from coreprune.engine.precision import reduced
-from coreprune.engine.probes import token_tables
+from coreprune.engine.probes import predicts, token_tables
 from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection, Tap
@@ -48,8 +49,6 @@ LEAST = 1e-3  # of the mean share: what a site is said to cost at least
 NEAR = 0.5  # of its units, which a site keeps at least from one round to the next
 FORBIDDEN = 1e6  # times the error of keeping nothing
 _ROWS = 512  # predictions that are compared at a time
-
-Widths = dict[str, int]
 
 
 class Loss(NamedTuple):
@@ -122,7 +121,7 @@ def _losses(dense: Sequence[Any], small: Sequence[Any], tables: Collection[int])
         for y, z in zip(dense, small, strict=True)
         if isinstance(z, Tensor) and z.is_floating_point() and z.dim() and z.numel()
     ]
-    told = next(((y, z) for y, z in pairs if z.dim() > 1 and z.shape[-1] in tables), None)
+    told = next(((y, z) for y, z in pairs if predicts(z, tables)), None)
     if told is not None:
         return [_divergence(*told)], told[1].numel() / told[1].shape[-1]
     return [_error(y, z) for y, z in pairs], 1.0
@@ -178,10 +177,7 @@ def balanced(
     tried: list[tuple[float, Widths]] = []
     while True:
         cuts = decide_network(found, tensors, kept, quiet, survey)
-        pairs = [
-            [(tap, one) for taps, one in zip(found.taps[cut.site.name], cut.coresets, strict=True) for tap in taps]
-            for cut in cuts
-        ]
+        pairs = [tapped(found, cut) for cut in cuts]
         try:
             total, shares = lost(captured, held, pairs, few, batch_statistics=own)
         except RuntimeError:  # no gradient comes through what the network does
