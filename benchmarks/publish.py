@@ -134,6 +134,7 @@ def _paper() -> str:
         "edges": ("## Edges judged on data, neurons judged without", tables.edges, "error over bytes, log scales"),
         "lenet5": ("## LeNet-5", tables.lenet5, None),
         "cifar10": ("## VGG-16 at half width and ResNet-20 on CIFAR-10", tables.cifar10, None),
+        "vgg": ("## The dense layers of a VGG-16 on CIFAR-10", tables.vgg, None),
     }
     text = []
     for name, (title, make, figure) in parts.items():

@@ -15,6 +15,7 @@ from paper.cifar10 import cut_cifar10
 from paper.curve import draw_curve
 from paper.lenet5 import cut_lenet5
 from paper.recovery import recover
+from paper.vgg import cut_vgg
 
 #: name → part; a new one is one row
 PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
@@ -22,8 +23,9 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "recovery": lambda args: recover(choose(args.data), args.seeds, args.data),
     "edges": lambda args: compare(args.seeds, args.data),
     "curve": lambda args: draw_curve(choose(args.data), args.seeds, args.data),
-    "lenet5": lambda args: cut_lenet5(min(args.seeds, 1), args.data),
+    "lenet5": lambda args: cut_lenet5(min(args.seeds, 3), args.data),
     "cifar10": lambda args: cut_cifar10(args.data),
+    "vgg": lambda args: cut_vgg(args.data),
 }
 #: part → its figure
 FIGURES = {"recovery": figures.draw_recovery, "edges": figures.draw_edges, "curve": figures.draw_curve}

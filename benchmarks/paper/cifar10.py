@@ -28,12 +28,26 @@ from paper.store import Row, Store
 from paper.training import losses_of
 from train_cifar import BATCH, PADDING, batches, optimiser_of
 
-__all__ = ["METHODS", "NETWORKS", "REMOVED", "Coloured", "cut_cifar10", "trained_after"]
+__all__ = [
+    "EXAMPLE",
+    "METHODS",
+    "NETWORKS",
+    "REAL",
+    "REMOVED",
+    "Coloured",
+    "cut_cifar10",
+    "error",
+    "given",
+    "said_data",
+    "trained_after",
+]
 
 NETWORKS, REMOVED = ("resnet20", "vgg16-half"), (0.5,)  # of the units of every site
+REAL, GIVEN = "kernel, real data", 1000  # training pictures, without labels
 #: method → what is asked, and the seeds of the cut, which decide what is drawn, the images of a prior too
 METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "kernel": ({}, 3),
+    REAL: ({}, 1),
     "sampling": ({"method": "sampling"}, 3),
     "uniform": ({"method": "uniform"}, 3),
     "magnitude": ({"method": "magnitude"}, 1),
@@ -84,16 +98,32 @@ def measured(key: Mapping[str, Any], dense: nn.Module, p: Coloured) -> dict[str,
     if key["method"] == "dense":
         said = {"prior": "–", "data": f"{len(p.x):,} with labels", "seconds": 0.0}
         return {"error": error(dense, p.x_measure, p.y_measure), **cost(dense, p.x_measure), **said}
-    asked, _ = METHODS[key["method"]]
+    asked, said = dict(METHODS[key["method"]][0]), {"data": said_data(key["method"])}
+    if key["method"] == REAL:
+        asked["data"] = given(p.x)
     began = time.perf_counter()
     small = cp.prune(dense, EXAMPLE, remove={"*": key["removed"]}, seed=key["seed"], **asked)
-    said = {"prior": said_of(small), "seconds": time.perf_counter() - began, "data": "none"}
+    said |= {"prior": said_of(small), "seconds": time.perf_counter() - began}
     if key["training"] == "none":
         costs = cost(small.model, p.x_measure) if key["seed"] == 0 else {}  # other seeds have the same widths
         return {"error": error(small.model, p.x_measure, p.y_measure), **costs, **said}
     model = trained_after(small.model, dense, p.x, p.y, key["training"], key["seed"])
     said["data"] = f"{len(p.x):,} {'with' if key['training'] == 'labels' else 'without'} labels"
     return {"error": error(model, p.x_measure, p.y_measure), **said}
+
+
+def given(x: Tensor) -> list[Tensor]:
+    """GIVEN training pictures, evenly from all classes, in batches of 100.
+
+    Args:
+        x: (N, 3, 32, 32), 0 … 255, in the order of classes.
+    """
+    return list(standardised(x[:: len(x) // GIVEN][:GIVEN]).split(100))
+
+
+def said_data(method: str) -> str:
+    """The pictures that a cut sees, in words."""
+    return f"{GIVEN:,} without labels" if method == REAL else "none"
 
 
 def trained_after(small: nn.Module, dense: nn.Module, x: Tensor, y: Tensor, loss: str, seed: int) -> nn.Module:
