@@ -276,6 +276,7 @@ def by_coreprune(bench: Bench, seed: int, *, fraction: float, own: bool = False,
 #: label → arguments of `coreprune.prune` without data
 OURS: dict[str, dict[str, Any]] = {
     "coreprune": {},
+    "coreprune, refined": {"method": "refined"},
     "coreprune, own text": {"prior": "generated"},
     "coreprune, generic text, 8,192 tokens": {"prior": cp.Text(tokens=8192, length=128)},
     "coreprune, generic text, 32,768 tokens": {"prior": cp.Text(tokens=32_768, length=128)},

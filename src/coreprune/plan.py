@@ -115,8 +115,8 @@ class Plan:
         cuts: one for each site that shrinks.
         recipe: how the plan came about (method, prior, seed, what was asked): enough to make it again.
         shapes: shapes of the dense tensors, by name, which `apply` compares.
-        shifts: what is added to statistics of the dense network, by tensor, each of the tensor's shape: see
-            `coreprune.engine.correction`.
+        shifts: what is added to tensors of the dense network before anything is cut, by name, each of the tensor's
+            shape: statistics (`coreprune.engine.correction`), and rows that turn (`coreprune.engine.turning`).
         timing: how long the stages took that led here; no file holds it.
 
     Example:
@@ -139,16 +139,20 @@ class Plan:
     def edits(self, tensors: Mapping[str, Tensor]) -> list[Edit]:
         """All edits for the dense network's tensors.
 
-        Statistics first, while they have their dense shape, then the readers, as these read the dense weights.
+        Shifts first, while tensors have their dense shape, then the readers, as these read the dense weights, shifted.
         """
         shifts: list[Edit] = [Add(name, vector) for name, vector in self.shifts.items()]
-        edits = [edit for cut in self.cuts for edit in cut.reading(tensors)]
+        pairs = [pair for cut in self.cuts for pair in zip(cut.site.readers, cut.coresets, strict=True)]
+        weights = {reader.weight.tensor for reader, coreset in pairs if coreset.offset is not None}
+        moved = {name: vector for name, vector in self.shifts.items() if name in weights}
+        dense = replace(self, shifts=moved).shifted(tensors) if moved else tensors
+        edits = [edit for cut in self.cuts for edit in cut.reading(dense)]
         made = {edit.tensor for edit in edits if isinstance(edit, Add)}
         return [*shifts, *edits, *(edit for cut in self.cuts for edit in cut.owning(tensors, made))]
 
     def shifted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The dense network's tensors with the statistics that the cut network has, in the precision of the shifts."""
-        return {**tensors, **{name: Add(name, vector)(tensors[name]) for name, vector in self.shifts.items()}}
+        """The dense network's tensors with all shifts, those in float64."""
+        return {**tensors, **{name: Add(name, vector.double())(tensors[name]) for name, vector in self.shifts.items()}}
 
     def to(self, dtype: torch.dtype) -> Plan:
         """The plan with its matrices in another precision, in which the edits are then computed."""
@@ -232,7 +236,7 @@ class Made:
 
     Attributes:
         cuts: all of them.
-        shifts: what is added to statistics before: see `Plan.shifts`.
+        shifts: what is added to tensors before: see `Plan.shifts`.
     """
 
     def __init__(
@@ -246,8 +250,13 @@ class Made:
         self.cuts, self.shifts, self._tensors, self._known = cuts, shifts or {}, tensors, known
 
     def shifted(self, shifts: Mapping[str, Tensor]) -> Made:
-        """The same where statistics are shifted; what is known of all else is not computed again."""
-        return Made(self.cuts, self._tensors, shifts, self)
+        """The same where further tensors are shifted; what is known of all else is not computed again."""
+        return Made(self.cuts, self._tensors, {**self.shifts, **shifts}, self)
+
+    @property
+    def dense(self) -> Mapping[str, Tensor]:
+        """The tensors before the cuts, with the shifts."""
+        return Plan(self.cuts, {}, {}, self.shifts).shifted(self._tensors)
 
     @cached_property
     def exact(self) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from coreprune.engine.norms import Norms
 from coreprune.engine.outputs import at_hand, compared, held_out
 from coreprune.engine.probes import token_tables
 from coreprune.engine.shares import balanced
+from coreprune.engine.turning import turned
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
@@ -87,13 +88,21 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
             cuts = decide_network(seen, tensors, kept, request, survey)
         cuts = tuple(_with_curve(cut, errors) for cut in cuts)
     shifts: dict[str, Tensor] = {}
-    made = Made(cuts, tensors)
+    if method.turns and found.graphs:
+        with wish.clock.stage("turning"):
+            given = list(inputs(seen.graphs[0], law, wish.seed))
+            own = forced(law)
+            cuts, shifts = turned(
+                seen, tensors, cuts, given, seed=wish.seed, batch_statistics=own, progress=wish.progress
+            )
+    made = Made(cuts, tensors, shifts)
     if corrected:
         with wish.clock.stage("correcting"):
-            shifts = corrections(seen, tensors, made, inputs(seen.graphs[0], law, wish.seed), request.norms)
+            moved = corrections(seen, tensors, made, inputs(seen.graphs[0], law, wish.seed), request.norms)
+            shifts, made = shifts | moved, made.shifted(moved)
     recipe = _recipe(found, example_inputs, wish, law, drawn) | measured
     recipe |= {} if reason is None else {"prior_reason": reason}
-    return Decision(Plan(cuts, recipe, found.shapes, shifts), made.shifted(shifts), prior)
+    return Decision(Plan(cuts, recipe, found.shapes, shifts), made, prior)
 
 
 def measured_outputs(

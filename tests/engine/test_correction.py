@@ -19,7 +19,7 @@ from coreprune.engine.correction import FEWEST, _small, as_cut, corrections
 from coreprune.engine.equivalence import check
 from coreprune.engine.inputs import inputs
 from coreprune.engine.norms import Norms
-from coreprune.engine.observe import run
+from coreprune.engine.runner import run
 from coreprune.errors import CheckpointError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
 from coreprune.model.discover import discover

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 import coreprune as cp
 from coreprune.engine.imposed import imposed, vectors
 from coreprune.engine.inputs import forced, inputs, settled
-from coreprune.engine.observe import run
 from coreprune.engine.outputs import at_hand, held_out
+from coreprune.engine.runner import run
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Captured, capture
 from coreprune.model.site import Tap

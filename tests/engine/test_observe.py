@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from coreprune.engine import observe
-from coreprune.engine.observe import as_seen, moments, run, samples, spread
+from coreprune.engine import observe, runner
+from coreprune.engine.observe import as_seen, moments, samples, spread
 from coreprune.engine.probes import fits, synthesise
+from coreprune.engine.runner import run
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Captured, capture
 from coreprune.model.site import Tap
@@ -161,8 +162,8 @@ class TestRun:
 
     def test_it_stops_behind_the_last_tap(self, monkeypatch):
         ran = []
-        old = observe._Runner.call_function
-        monkeypatch.setattr(observe._Runner, "call_function", lambda s, t, a, k: ran.append(str(t)) or old(s, t, a, k))
+        old = runner._Runner.call_function
+        monkeypatch.setattr(runner._Runner, "call_function", lambda s, t, a, k: ran.append(str(t)) or old(s, t, a, k))
         model, x = Flat(), normal(2, 2, 4, 4)
         captured = capture(model, x)
         tap = tap_at(captured, "conv2d", units=2, axis=1)
@@ -170,13 +171,13 @@ class TestRun:
         assert ran == ["aten.conv2d.default"]
 
     def test_values_are_freed_after_their_last_use(self, monkeypatch):
-        most, old = [0], observe._Runner.call_function
+        most, old = [0], runner._Runner.call_function
 
         def count(self, target, args, kwargs):
             most[0] = max(most[0], sum(node.op == "call_function" for node in self.env))
             return old(self, target, args, kwargs)
 
-        monkeypatch.setattr(observe._Runner, "call_function", count)
+        monkeypatch.setattr(runner._Runner, "call_function", count)
         model, x = nn.Sequential(*[m for _ in range(9) for m in (nn.Linear(3, 3), nn.ReLU())]), normal(2, 3)
         run(capture(model, x), tensors_of(model), ((x,), {}))
         assert most == [1]

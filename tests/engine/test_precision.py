@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from coreprune.engine import precision
-from coreprune.engine.observe import run
 from coreprune.engine.precision import product, reduced
+from coreprune.engine.runner import run
 from coreprune.model.capture import capture
 from coreprune.model.site import Tap
 from coreprune.model.tensors import tensors_of

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from coreprune.engine.local import Request
 from coreprune.engine.network import decide_network, surveyed
-from coreprune.engine.observe import run
+from coreprune.engine.runner import run
 from coreprune.engine.sensitivity import sensitivities
 from coreprune.maths.methods import METHODS
 from coreprune.maths.readers import Reading, choose, weighed

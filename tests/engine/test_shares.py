@@ -17,7 +17,8 @@ from coreprune.engine.equivalence import reconstructed
 from coreprune.engine.inputs import inputs
 from coreprune.engine.local import Request
 from coreprune.engine.network import decide_network, surveyed
-from coreprune.engine.observe import clipped, run
+from coreprune.engine.observe import clipped
+from coreprune.engine.runner import run
 from coreprune.engine.shares import balanced, lost
 from coreprune.maths.layer import Coreset
 from coreprune.maths.methods import METHODS

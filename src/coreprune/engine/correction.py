@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from coreprune.engine.norms import Norms
-from coreprune.engine.observe import run
 from coreprune.engine.probes import by_shape
+from coreprune.engine.runner import run
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection
 from coreprune.plan import Cut, Made
@@ -86,7 +86,9 @@ def _small(
     """The cut tensors as the dense graph can be run on them, and which channels are left of each running mean."""
     every = {name: torch.arange(len(tensors[name])) for name in means}
     if not by_shape(captured):
-        return {**tensors, **as_cut(made.cuts, tensors)}, every
+        kinds = {name: tensors[name].dtype for name in made.shifts}
+        shifted = {**tensors, **{name: made.dense[name].to(kind) for name, kind in kinds.items()}}
+        return {**shifted, **as_cut(made.cuts, shifted)}, every
     takes = [edit for cut in made.cuts for edit in cut.owning(every) if isinstance(edit, Take) and edit.tensor in every]
     return {**tensors, **made.rounded}, {**every, **edited(takes, every)}
 

@@ -19,8 +19,8 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import Double, wide
-from coreprune.engine.observe import run
 from coreprune.engine.probes import crops, fits, synthesise
+from coreprune.engine.runner import run
 from coreprune.errors import CorepruneError, UnsupportedModelError
 from coreprune.maths.layer import Coreset, Thin
 from coreprune.model.capture import Arguments, Captured, capture, evaluating, first_line

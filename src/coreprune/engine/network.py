@@ -139,16 +139,11 @@ def cut_site(
     """
     readings = _readings(site, tensors, seen)
     energy = brought(readings, site.units)
-    if request.method.name == "kernel":
+    if request.method.name == "kernel" or request.method.turns:  # from there `coreprune.engine.turning` goes on
         kept, path = _kept(_chosen_by(readings, seen), site.units, keep, ranked, massive(energy))
         coresets = tuple(replace_for(readings, kept, path))
     else:
         layer = _layer(site, makers, tensors, request.radius)
-        if request.method.law:
-            raise InvalidInputError(
-                f"method={request.method.name!r} turns units, which {site.name} ({site.kind}) does not allow: "
-                "use method='kernel'"
-            )
         chosen = request.method.select(layer, keep, generator_for(request.seed, site.name))
         if chosen.incoming is not None:
             raise InvalidInputError(

@@ -1,29 +1,25 @@
-"""Run a captured forward pass on tensors: look at what readers get, replace it, and take its first two moments."""
+"""The first two moments of what readers get in a captured forward pass."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
-from coreprune.engine.double import aliases, mapped, written
-from coreprune.engine.norms import Norms, normalised, normalises
-from coreprune.engine.precision import product
+from coreprune.engine.norms import Norms
+from coreprune.engine.runner import run
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.streaming import Stream, finite, squared
 from coreprune.model.capture import Arguments, Captured, rows_of
 from coreprune.model.site import Tap
 
-__all__ = ["Hook", "Moments", "Observed", "as_seen", "clipped", "moments", "run", "spread"]
+__all__ = ["Moments", "Observed", "as_seen", "clipped", "moments", "samples", "spread"]
 
-_GROUPED = {f"aten.conv{axes}d.default" for axes in (1, 2, 3)}
-Hook = Callable[[Tap, Tensor], Tensor | None]
 
 #: A reader's covariance takes in PER_FEATURE samples for each of its n features over all batches, or SAMPLES where that
 #: is more: n²·max(8n, 16384) multiplications. Neighbours in an image say nearly the same, so little is lost.
@@ -32,153 +28,6 @@ PER_FEATURE, SAMPLES = 8, 16384
 SMALL = 64
 #: more than LARGE features of which fewer than one in THIN samples was seen are kept as these samples
 LARGE, THIN = 1024, 16
-
-
-def run(
-    captured: Captured,
-    tensors: Mapping[str, Tensor],
-    arguments: Arguments,
-    *,
-    taps: Iterable[Tap] = (),
-    hook: Hook | None = None,
-    batch_statistics: bool = False,
-    norms: Norms | None = None,
-    complete: bool = True,
-    grad: bool = False,
-) -> list[Any]:
-    """Run a captured graph, and return its outputs, flattened.
-
-    Values are freed after their last use. What the code writes into is copied first. Everything is computed
-    where the tensors are, whatever device the graph was captured on.
-
-    Args:
-        captured: the graph.
-        tensors: parameters and buffers, by their name in the model.
-        arguments: (args, kwargs), with the structure of the example's.
-        taps: of this graph, where `hook` is called.
-        hook: gets a tap and the operand as its node sees it, see `as_seen`; what it returns, if anything, is
-            what that node gets instead. Other nodes see the original.
-        batch_statistics: BatchNorms use the statistics of the batch at hand, see `coreprune.engine.norms.normalised`.
-        norms: of this graph, takes in these statistics.
-        complete: False stops behind the last tap and the last of `norms`, and returns nothing.
-        grad: whether gradients can be asked for afterwards, of what `hook` makes require them.
-    """
-    at = _located(captured.graph, taps)
-    how = _How(at, hook, _device(captured, tensors, arguments), batch_statistics, norms)
-    changed = _written(captured.graph.graph)
-    holders = [n.name for n in captured.graph.graph.nodes if n.op == "placeholder"]
-    feed = captured.feed(tensors, arguments)
-    for i, (name, value) in enumerate(zip(holders, feed, strict=True)):
-        if isinstance(value, Tensor):
-            moved = value.detach().to(how.device)
-            feed[i] = moved.clone() if name in changed else moved
-    with torch.set_grad_enabled(grad):
-        outputs = _Runner(captured.graph, how).go(feed, complete=complete)
-    return pytree.tree_leaves(outputs) if complete else []
-
-
-class _How(NamedTuple):
-    taps: Mapping[fx.Node, list[Tap]]
-    hook: Hook | None
-    device: torch.device
-    forced: bool
-    norms: Norms | None
-
-
-class _Runner(fx.Interpreter):
-    """Runs the nodes one by one."""
-
-    def __init__(self, graph: fx.GraphModule, how: _How) -> None:
-        super().__init__(graph)
-        self._how = how
-        self._at: fx.Node | None = None
-
-    def go(self, feed: Sequence[Any], *, complete: bool = True) -> Any:
-        """The output for values of the placeholders."""
-        self.env, self.args_iter = {}, iter(feed)
-        waiting = {node for node in self.graph.nodes if self._within(node)}
-        for node in self.graph.nodes:
-            if not complete and not waiting:
-                return None
-            self.env[node] = result = self.run_node(node)
-            waiting.discard(node)
-            for last in self.user_to_last_uses.get(node, ()):
-                del self.env[last]
-        return result
-
-    def _within(self, node: fx.Node) -> bool:
-        """Whether a tap is at the node or in a graph that it runs."""
-        bodies: list[Any] = [self.fetch_attr(str(a.target)) for a in node.all_input_nodes if a.op == "get_attr"]
-        inner = (n for b in bodies if isinstance(b, fx.GraphModule) for n in b.graph.nodes)
-        norms = self._how.norms
-        return (
-            node in self._how.taps or (norms is not None and node in norms) or any(n in self._how.taps for n in inner)
-        )
-
-    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
-        """Arguments of a node, the tapped operand replaced and devices set."""
-        self._at = n
-        new: dict[str, Tensor] = {}
-        for tap in self._how.taps.get(n, ()):
-            operand = next(a for a in n.all_input_nodes if a.name == tap.operand)
-            seen = self._how.hook(tap, new.get(tap.operand, self.env[operand])) if self._how.hook else None
-            if seen is not None:
-                new[tap.operand] = seen
-        found = fx.map_arg((n.args, n.kwargs), lambda a: new[a.name] if a.name in new else self.env[a])
-        return mapped(lambda a: self._how.device if isinstance(a, torch.device) else a, found)
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """One operator; what only asserts is left out."""
-        name = str(target)
-        if name.startswith(("aten._assert", "aten.sym_constrain")):
-            return None
-        bodies = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
-        if bodies and name.startswith("wrap_with"):  # a block under no_grad, or under autocast
-            return _Runner(args[bodies[0]], self._how).go(args[bodies[0] + 1 :])
-        if (
-            self._how.device.type == "meta"
-            and name == "aten.batch_norm.default"
-            and args[0].shape[1:2] == args[3].shape
-        ):
-            return torch.empty_like(args[0])  # PyTorch takes many steps to say so
-        if self._how.forced and normalises(target):
-            whole = name.startswith("aten.batch_norm")
-            if not (whole and args[5]) and args[3] is not None:
-                taking = self._how.norms.taking(self._at) if self._how.norms and self._at else None
-                result = normalised(args[:5], args[7] if whole else args[6], taking)
-                return result if whole else (result, result.new_empty(0), result.new_empty(0))
-        if name in _GROUPED and len(args) > 6 and args[6] > 1:  # as many as the tensors, which may be cut, tell
-            args = (*args[:6], args[0].shape[1 - args[1].dim()] // args[1].shape[1])
-        mixed = product(target, args)
-        return super().call_function(target, args, kwargs) if mixed is None else mixed
-
-
-def _located(graph: fx.GraphModule, taps: Iterable[Tap]) -> dict[fx.Node, list[Tap]]:
-    """The nodes of the taps, in the graph itself or else in a graph within it, whose names may be the same."""
-    parts = [part for part in graph.modules() if isinstance(part, fx.GraphModule)]
-    nodes = {(n.name, a.name): n for part in reversed(parts) for n in part.graph.nodes for a in n.all_input_nodes}
-    found: dict[fx.Node, list[Tap]] = {}
-    for tap in taps:
-        found.setdefault(nodes[tap.node, tap.operand], []).append(tap)
-    return found
-
-
-def _written(graph: fx.Graph) -> set[str]:
-    """Placeholders that the code writes into, directly or through a view."""
-    found = set()
-    for node in graph.nodes:
-        for value in (node.args[i] for i in written(node.target) if i < len(node.args)):
-            while isinstance(value, fx.Node) and value.op == "call_function" and aliases(value.target):
-                value = value.args[0]  # noqa: PLW2901
-            if isinstance(value, fx.Node):
-                found.add(value.name)
-    return found
-
-
-def _device(captured: Captured, tensors: Mapping[str, Tensor], arguments: Arguments) -> torch.device:
-    leaves = (a for a in pytree.tree_leaves(arguments) if isinstance(a, Tensor))
-    first: Tensor = next(chain((tensors[name] for name in captured.states.values()), leaves), torch.empty(0))
-    return first.device
 
 
 def as_seen(value: Tensor, tap: Tap) -> Tensor:
@@ -318,8 +167,8 @@ def moments(
         readers: the taps of each; a map that is called twice has two, and their samples are pooled.
         batches: inputs of the network. A block that was captured on its own (with a path) sees the
             arguments that were recorded with it, once, instead.
-        batch_statistics: see `run`.
-        norms: of the first graph, see `run`.
+        batch_statistics: see `coreprune.engine.runner.run`.
+        norms: of the first graph, see `coreprune.engine.runner.run`.
         every: take in every sample there is, as of text, where neighbours say different things. Otherwise each batch
             of a sequence gives as many as its share of the inputs.
         energies: ‖W_:j‖² of every entry, (units·block,), by reader, where typical moments are wanted too.

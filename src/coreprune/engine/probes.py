@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from coreprune.engine.observe import run
+from coreprune.engine.runner import run
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured
 

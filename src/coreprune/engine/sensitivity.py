@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from coreprune.engine.observe import run, samples
+from coreprune.engine.observe import samples
 from coreprune.engine.probes import predicts, token_tables
+from coreprune.engine.runner import run
 from coreprune.maths.streaming import squared
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Tap
@@ -53,7 +54,7 @@ def sensitivities(
         tensors: parameters and buffers, by name; not changed.
         readers: the taps of each.
         batches: inputs of the network, at least one.
-        seed: of the directions. batch_statistics: see `coreprune.engine.observe.run`.
+        seed: of the directions. batch_statistics: see `coreprune.engine.runner.run`.
 
     Returns:
         (units·block, units·block) for each reader, float64. Zero where no gradient comes.

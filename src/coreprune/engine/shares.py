@@ -33,9 +33,9 @@ from coreprune.engine.inputs import forced, inputs
 from coreprune.engine.local import Request
 from coreprune.engine.network import Survey, decide_network, spaced
 from coreprune.engine.norms import normed
-from coreprune.engine.observe import Hook, run
 from coreprune.engine.precision import reduced
 from coreprune.engine.probes import predicts, token_tables
+from coreprune.engine.runner import Hook, run
 from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection, Tap
@@ -73,7 +73,7 @@ def lost(
         tensors: parameters and buffers, by name; not changed.
         sites: for each the taps of its readers, and what stands for its units there.
         batches: inputs of the network, at least one.
-        batch_statistics: see `coreprune.engine.observe.run`.
+        batch_statistics: see `coreprune.engine.runner.run`.
     """
     of = {id(tap): (at, coreset) for at, pairs in enumerate(sites) for tap, coreset in pairs}
     taps = [tap for pairs in sites for tap, _ in pairs]

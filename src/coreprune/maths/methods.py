@@ -34,6 +34,7 @@ class Method:
         about: one line for help texts and reports.
         random: whether the generator is used.
         law: whether the law of the units is needed.
+        turns: whether kept units turn. Where a network is no stack, `coreprune.engine.turning` does that.
 
     Example:
         >>> import coreprune as cp
@@ -46,6 +47,7 @@ class Method:
     about: str
     random: bool = False
     law: bool = False
+    turns: bool = False
 
 
 def _sampling(layer: Layer, units: int, generator: Generator) -> Coreset:
@@ -81,7 +83,9 @@ METHODS: dict[str, Method] = {
         Method(
             "kernel", kernel, "the best subset and its optimal replacement under the prior, in closed form", law=True
         ),
-        Method("refined", refined, "the same, and the kept units turned to where the error is least", law=True),
+        Method(
+            "refined", refined, "the same, and the kept units turned to where the error is least", law=True, turns=True
+        ),
         Method("sampling", _sampling, "the paper's coreset: units drawn by sensitivity, reweighted, unbiased", True),
         Method("uniform", _uniform, "units drawn evenly, reweighted, unbiased", True),
         Method("magnitude", _magnitude, "units of largest norm, as they are"),

@@ -1,0 +1,303 @@
+"""Run a captured forward pass on tensors: look at what its nodes get, replace it, or go from value to value."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from coreprune.engine.double import aliases, mapped, written
+from coreprune.engine.norms import Norms, normalised, normalises
+from coreprune.engine.precision import product
+from coreprune.model.capture import Arguments, Captured
+from coreprune.model.site import Tap
+
+__all__ = ["Hook", "Part", "Steps", "part_between", "run"]
+
+_GROUPED = {f"aten.conv{axes}d.default" for axes in (1, 2, 3)}
+#: gets a tap and what its node gets, and returns what the node is to get instead, if anything
+Hook = Callable[[Tap, Tensor], Tensor | None]
+
+
+def run(
+    captured: Captured,
+    tensors: Mapping[str, Tensor],
+    arguments: Arguments,
+    *,
+    taps: Iterable[Tap] = (),
+    hook: Hook | None = None,
+    batch_statistics: bool = False,
+    norms: Norms | None = None,
+    complete: bool = True,
+    grad: bool = False,
+) -> list[Any]:
+    """Run a captured graph, and return its outputs, flattened.
+
+    Values are freed after their last use. What the code writes into is copied first. Everything is computed
+    where the tensors are, whatever device the graph was captured on.
+
+    Args:
+        captured: the graph.
+        tensors: parameters and buffers, by their name in the model.
+        arguments: (args, kwargs), with the structure of the example's.
+        taps: of this graph, where `hook` is called.
+        hook: gets a tap and the operand as its node sees it, see `as_seen`; what it returns, if anything, is
+            what that node gets instead. Other nodes see the original.
+        batch_statistics: BatchNorms use the statistics of the batch at hand, see `coreprune.engine.norms.normalised`.
+        norms: of this graph, takes in these statistics.
+        complete: False stops behind the last tap and the last of `norms`, and returns nothing.
+        grad: whether gradients can be asked for afterwards, of what `hook` makes require them.
+    """
+    at = _located(captured.graph, taps)
+    how = _How(at, hook, _device(captured, tensors, arguments), batch_statistics, norms)
+    with torch.set_grad_enabled(grad):
+        outputs = _Runner(captured.graph, how).go(_fed(captured, tensors, arguments, how.device), complete=complete)
+    return pytree.tree_leaves(outputs) if complete else []
+
+
+def _fed(
+    captured: Captured, tensors: Mapping[str, Tensor], arguments: Arguments, device: torch.device
+) -> Sequence[Any]:
+    """Values of the graph's placeholders, copies of those that the code writes into."""
+    changed = _written(captured.graph.graph)
+    holders = [n.name for n in captured.graph.graph.nodes if n.op == "placeholder"]
+    feed = captured.feed(tensors, arguments)
+    for i, (name, value) in enumerate(zip(holders, feed, strict=True)):
+        if isinstance(value, Tensor):
+            moved = value.detach().to(device)
+            feed[i] = moved.clone() if name in changed else moved
+    return feed
+
+
+class Steps:
+    """Several passes of one graph side by side, each going on as far as the values that are asked for.
+
+    Every node is run once, and of its values only those are held that are still to be asked for.
+    """
+
+    def __init__(
+        self,
+        captured: Captured,
+        tensors: Mapping[str, Tensor],
+        batches: Iterable[Arguments],
+        wanted: Sequence[Sequence[str]],
+        *,
+        batch_statistics: bool = False,
+    ) -> None:
+        """Start.
+
+        Args:
+            captured: the graph. tensors: parameters and buffers, by name. batches: inputs, one for each pass.
+            wanted: names of the nodes of every call of `values`, in the order of the calls.
+            batch_statistics: see `run`.
+        """
+        self._left = Counter(name for names in wanted for name in set(names))
+        self._passes: list[tuple[_Runner, Iterator[fx.Node], dict[str, Any]]] = []
+        for arguments in batches:
+            how = _How({}, None, _device(captured, tensors, arguments), batch_statistics, norms=None)
+            runner = _Runner(captured.graph, how)
+            runner.env, runner.args_iter = {}, iter(_fed(captured, tensors, arguments, how.device))
+            self._passes.append((runner, iter(captured.graph.graph.nodes), {}))
+
+    @torch.no_grad()
+    def values(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Values of nodes by name, for every pass."""
+        found = []
+        for runner, nodes, held in self._passes:
+            while not set(names) <= set(held):
+                node = next(nodes)
+                result = runner.advance(node)
+                if self._left[node.name]:
+                    held[node.name] = result
+            found.append({name: held[name] for name in names})
+        self._left.subtract(set(names))
+        for _, _, held in self._passes:
+            for name in [name for name in held if not self._left[name]]:
+                del held[name]
+        return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """What lies between the first use of some tensors and some nodes, as a function of tensors and of what comes in.
+
+    Attributes:
+        captured: the whole. nodes: those of the part, in order. last: whose values are given back.
+        states: names of the parameters and buffers that the part reads.
+        incoming: names of all other nodes outside whose values it reads.
+    """
+
+    captured: Captured
+    nodes: tuple[fx.Node, ...]
+    last: tuple[fx.Node, ...]
+    states: tuple[str, ...]
+    incoming: tuple[str, ...]
+
+    def __call__(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> list[Tensor]:
+        """The values of the last nodes; gradients follow to the tensors.
+
+        Args:
+            tensors: parameters and buffers, by name. values: of `incoming`.
+        """
+        device = next(iter(tensors.values())).device
+        runner = _Runner(self.captured.graph, _How({}, None, device, forced=False, norms=None))
+        known = {**self.captured.constants, **values}
+        states = {name: tensors[state] for name, state in self.captured.states.items() if state in tensors}
+        outside = {a for node in self.nodes for a in node.all_input_nodes} - set(self.nodes)
+        runner.env = {a: states[a.name] if a.name in states else known[a.name] for a in outside}
+        for node in self.nodes:
+            runner.env[node] = runner.run_node(node)
+        return [runner.env[node] for node in self.last]
+
+
+def part_between(captured: Captured, names: Collection[str], last: Sequence[str]) -> Part | None:
+    """The part of a graph from tensors to nodes.
+
+    Args:
+        captured: the graph.
+        names: of the tensors. last: of the nodes.
+
+    Returns:
+        The part, or None where it does not hold together: something else uses the tensors, or what is computed between,
+        or values from outside are written into.
+    """
+    own = {name for name, state in captured.states.items() if state in names}
+    nodes = list(captured.graph.graph.nodes)
+    by_name = {node.name: node for node in nodes}
+    reached: set[fx.Node] = set()
+    for node in nodes:
+        if any(a.name in own or a in reached for a in node.all_input_nodes):
+            reached.add(node)
+    ends = [by_name[name] for name in last]
+    needed, waiting = set(ends), list(ends)
+    while waiting:
+        fresh = {a for a in waiting.pop().all_input_nodes if a in reached} - needed
+        needed |= fresh
+        waiting += fresh
+    inside = tuple(node for node in nodes if node in needed)
+    starts = [node for node in nodes if node.name in own]
+    between = [*starts, *(node for node in inside if node.name not in last)]
+    if any(user not in needed for node in between for user in node.users):
+        return None
+    outside = dict.fromkeys(a for node in inside for a in node.all_input_nodes if a not in needed)
+    if any(node.args[i] in outside for node in inside for i in written(node.target) if i < len(node.args)):
+        return None
+    states = tuple(captured.states[a.name] for a in outside if a.name in captured.states)
+    known = {*captured.states, *captured.constants}
+    incoming = tuple(a.name for a in outside if a.name not in known and a.op != "get_attr")
+    return Part(captured, inside, tuple(ends), states, incoming)
+
+
+class _How(NamedTuple):
+    taps: Mapping[fx.Node, list[Tap]]
+    hook: Hook | None
+    device: torch.device
+    forced: bool
+    norms: Norms | None
+
+
+class _Runner(fx.Interpreter):
+    """Runs the nodes one by one."""
+
+    def __init__(self, graph: fx.GraphModule, how: _How) -> None:
+        super().__init__(graph)
+        self._how = how
+        self._at: fx.Node | None = None
+
+    def go(self, feed: Sequence[Any], *, complete: bool = True) -> Any:
+        """The output for values of the placeholders."""
+        self.env, self.args_iter = {}, iter(feed)
+        waiting = {node for node in self.graph.nodes if self._within(node)}
+        for node in self.graph.nodes:
+            if not complete and not waiting:
+                return None
+            result = self.advance(node)
+            waiting.discard(node)
+        return result
+
+    def advance(self, node: fx.Node) -> Any:
+        """The value of the next node; what it was the last to use is freed."""
+        self.env[node] = result = self.run_node(node)
+        for last in self.user_to_last_uses.get(node, ()):
+            del self.env[last]
+        return result
+
+    def _within(self, node: fx.Node) -> bool:
+        """Whether a tap is at the node or in a graph that it runs."""
+        bodies: list[Any] = [self.fetch_attr(str(a.target)) for a in node.all_input_nodes if a.op == "get_attr"]
+        inner = (n for b in bodies if isinstance(b, fx.GraphModule) for n in b.graph.nodes)
+        norms = self._how.norms
+        return (
+            node in self._how.taps or (norms is not None and node in norms) or any(n in self._how.taps for n in inner)
+        )
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """Arguments of a node, the tapped operand replaced and devices set."""
+        self._at = n
+        new: dict[str, Tensor] = {}
+        for tap in self._how.taps.get(n, ()):
+            operand = next(a for a in n.all_input_nodes if a.name == tap.operand)
+            seen = self._how.hook(tap, new.get(tap.operand, self.env[operand])) if self._how.hook else None
+            if seen is not None:
+                new[tap.operand] = seen
+        found = fx.map_arg((n.args, n.kwargs), lambda a: new[a.name] if a.name in new else self.env[a])
+        return mapped(lambda a: self._how.device if isinstance(a, torch.device) else a, found)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """One operator; what only asserts is left out."""
+        name = str(target)
+        if name.startswith(("aten._assert", "aten.sym_constrain")):
+            return None
+        bodies = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
+        if bodies and name.startswith("wrap_with"):  # a block under no_grad, or under autocast
+            return _Runner(args[bodies[0]], self._how).go(args[bodies[0] + 1 :])
+        if (
+            self._how.device.type == "meta"
+            and name == "aten.batch_norm.default"
+            and args[0].shape[1:2] == args[3].shape
+        ):
+            return torch.empty_like(args[0])  # PyTorch takes many steps to say so
+        if self._how.forced and normalises(target):
+            whole = name.startswith("aten.batch_norm")
+            if not (whole and args[5]) and args[3] is not None:
+                taking = self._how.norms.taking(self._at) if self._how.norms and self._at else None
+                result = normalised(args[:5], args[7] if whole else args[6], taking)
+                return result if whole else (result, result.new_empty(0), result.new_empty(0))
+        if name in _GROUPED and len(args) > 6 and args[6] > 1:  # as many as the tensors, which may be cut, tell
+            args = (*args[:6], args[0].shape[1 - args[1].dim()] // args[1].shape[1])
+        mixed = product(target, args)
+        return super().call_function(target, args, kwargs) if mixed is None else mixed
+
+
+def _located(graph: fx.GraphModule, taps: Iterable[Tap]) -> dict[fx.Node, list[Tap]]:
+    """The nodes of the taps, in the graph itself or else in a graph within it, whose names may be the same."""
+    parts = [part for part in graph.modules() if isinstance(part, fx.GraphModule)]
+    nodes = {(n.name, a.name): n for part in reversed(parts) for n in part.graph.nodes for a in n.all_input_nodes}
+    found: dict[fx.Node, list[Tap]] = {}
+    for tap in taps:
+        found.setdefault(nodes[tap.node, tap.operand], []).append(tap)
+    return found
+
+
+def _written(graph: fx.Graph) -> set[str]:
+    """Placeholders that the code writes into, directly or through a view."""
+    found = set()
+    for node in graph.nodes:
+        for value in (node.args[i] for i in written(node.target) if i < len(node.args)):
+            while isinstance(value, fx.Node) and value.op == "call_function" and aliases(value.target):
+                value = value.args[0]  # noqa: PLW2901
+            if isinstance(value, fx.Node):
+                found.add(value.name)
+    return found
+
+
+def _device(captured: Captured, tensors: Mapping[str, Tensor], arguments: Arguments) -> torch.device:
+    leaves = (a for a in pytree.tree_leaves(arguments) if isinstance(a, Tensor))
+    first: Tensor = next(chain((tensors[name] for name in captured.states.values()), leaves), torch.empty(0))
+    return first.device
