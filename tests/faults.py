@@ -462,4 +462,71 @@ FAULTS = [
         self.squares / self.count - mean.square()
         self.squares / self.count
         """),
+    # ------------------------------------------------------------ massive units
+    *_of("maths/outliers.py", "tests/maths/test_outliers.py", "tests/engine/test_massive.py", rows="""
+        brought | what a reader weighs is forgotten
+        reading.covariance.diagonal().double() * _squares(reading).double()
+        reading.covariance.diagonal().double()
+        brought | the largest reader decides
+        each / each.sum().clamp(min=1e-300)
+        each
+        massive | the smallest units are massive
+        energy.argsort(descending=True, stable=True)
+        energy.argsort(stable=True)
+        massive | a typical unit is the mean of all
+        typical = energy[order[few:]].mean()
+        typical = energy.mean()
+        first_of | those of the path come first
+        torch.cat([first, ranked, torch.arange(units, device=ranked.device)])
+        torch.cat([ranked, first, torch.arange(units, device=ranked.device)])
+        """),
+    # ------------------------------------------------------------ what a cut costs the whole network
+    *_of("engine/shares.py", "tests/engine/test_shares.py", rows="""
+        lost | gradients at the cut network, not halfway
+        torch.full((len(sites),), 0.5, requires_grad=True)
+        torch.full((len(sites),), 1.0, requires_grad=True)
+        _divergence | the divergence the other way round
+        total += float(((p - q) * p.exp()).double().sum())
+        total += float(((q - p) * q.exp()).double().sum())
+        _divergence | the gradient points the other way
+        into.copy_(q.exp_().sub_(p.exp_()))
+        into.copy_(p.exp_().sub_(q.exp_()))
+        _error | half the gradient
+        (2 * (b - a) / energy)
+        ((b - a) / energy)
+        """),
+    # ------------------------------------------------------------ units that turn
+    *_of("engine/turning.py", "tests/engine/test_turning.py", rows="""
+        _split | what is held back is descended on too
+        learnt.append((one, (~at).nonzero()[:, 0]))
+        learnt.append((one, torch.arange(rows)))
+        _Descent.result | a site is turned whether its error falls or not
+        if not after.weighed < before.weighed:
+        if False:
+        _Descent._left | the error is that of the inputs descended on
+        values = [_rows(*batch) for batch in self.back]
+        values = [_rows(*batch) for batch in self.learnt]
+        _weighed | massive inputs weigh by their size
+        1 / wanted.square().sum(axis).clamp(min=float(median))
+        1 / median
+        _Descent._shifts | what the cut removes is moved too
+        new = dense.clone()
+        new = dense * 1.01
+        _works | sites that share a tensor both turn
+        own & taken
+        False
+        """),
+    *_of("engine/runner.py", "tests/engine/test_turning.py", rows="""
+        part_between | a part may be used from outside
+        if any(user not in needed for node in between for user in node.users):
+        if False:
+        Steps.values | nothing is let go
+        if not self._left[name]]
+        if False]
+        """),
+    *_of("plan.py", "tests/engine/test_turning.py", rows="""
+        Plan.edits | constants are those of weights that have not turned
+        cut.reading(dense)
+        cut.reading(tensors)
+        """),
 ]  # fmt: skip

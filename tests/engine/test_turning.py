@@ -205,3 +205,11 @@ def test_sites_are_turned_whatever_their_order(gated):
     one, two = (turned(found, tensors, order, calls) for order in (cuts, cuts[::-1]))
     assert [c.site.name for c in two.cuts] == [c.site.name for c in cuts[::-1]]
     assert all(torch.equal(one.shifts[name], two.shifts[name]) for name in one.shifts)
+
+
+def test_one_input_in_ten_is_held_back_and_no_other():
+    passes = [{"x": torch.zeros(7, 2), "mask": torch.zeros(1, 2)}, {"x": torch.zeros(18, 2)}]
+    learnt, back = turning._split(passes)
+    assert [rows.tolist() for _, rows in back] == [[2, 12]]
+    assert sorted(len(rows) for _, rows in learnt) == [7, 16]
+    assert not set(learnt[1][1].tolist()) & {2, 12}
