@@ -17,7 +17,7 @@ __all__ = ["perplexity"]
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, ids: Tensor, *, together: int = 1024) -> float:
+def perplexity(model: nn.Module, ids: Tensor, *, together: int = 512) -> float:
     """Exp of the mean cross-entropy of every token but the first of a sequence, given those before it.
 
     Args:
