@@ -277,6 +277,10 @@ def by_coreprune(bench: Bench, seed: int, *, fraction: float, own: bool = False,
 OURS: dict[str, dict[str, Any]] = {
     "coreprune": {},
     "coreprune, refined": {"method": "refined"},
+    "coreprune, refined, own text too": {
+        "method": "refined",
+        "prior": cp.Mixture({cp.Text(length=128): 2, cp.Generated(starts="openings"): 1}),
+    },
     "coreprune, own text": {"prior": "generated"},
     "coreprune, generic text, 8,192 tokens": {"prior": cp.Text(tokens=8192, length=128)},
     "coreprune, generic text, 32,768 tokens": {"prior": cp.Text(tokens=32_768, length=128)},

@@ -170,6 +170,22 @@ class _Descent:
         self.half = torch.autocast(device, dtype=torch.bfloat16, enabled=half)
         self.axes = [1 if "conv" in str(node.target) else -1 for node in self.part.last]
         self.learnt, self.back = _split(values)
+        if self._by_position():
+            self.learnt, self.back = [_merged(self.learnt)], [_merged(self.back)]
+
+    @torch.no_grad()
+    def _by_position(self) -> bool:
+        """Whether the part gives for every position, as a row of its own, what it gives for it in a sequence."""
+        values, rows = self.learnt[0]
+        few = _rows(values, rows[:1])
+        if not all(isinstance(v, Tensor) and v.dim() == 3 and len(v) == 1 for v in few.values()):
+            return False
+        try:
+            whole, flat = (self.part(self.dense, one) for one in (few, {k: v.flatten(0, 1) for k, v in few.items()}))
+        except (RuntimeError, IndexError, TypeError):  # the graph holds sizes
+            return False
+        pairs = zip(whole, flat, strict=True)
+        return all(y.dim() == 3 and torch.allclose(y.flatten(0, 1), z, rtol=1e-4, atol=1e-5) for y, z in pairs)
 
     def result(self, generator: Generator) -> Turned | None:
         """The cut and its shifts; None where the error on what was held back does not fall, or the part cannot run."""
@@ -294,6 +310,13 @@ def _split(values: Sequence[dict[str, Any]]) -> tuple[list[Batch], list[Batch]]:
         learnt.append((one, (~at).nonzero()[:, 0]))
         back.append((one, at.nonzero()[:, 0]))
     return [batch for batch in learnt if len(batch[1])], [batch for batch in back if len(batch[1])]
+
+
+def _merged(batches: Sequence[Batch]) -> Batch:
+    """All positions of all rows as rows of one batch, so that neighbours in a text are not met together."""
+    chosen = [_rows(*batch) for batch in batches]
+    values = {name: torch.cat([one[name].flatten(0, 1) for one in chosen]) for name in chosen[0]}
+    return values, torch.arange(_most(values))
 
 
 def _rows(values: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
