@@ -213,3 +213,31 @@ def test_one_input_in_ten_is_held_back_and_no_other():
     assert [rows.tolist() for _, rows in back] == [[2, 12]]
     assert sorted(len(rows) for _, rows in learnt) == [7, 16]
     assert not set(learnt[1][1].tolist()) & {2, 12}
+
+
+class Centred(Gated):
+    """The same, but what a layer's units give is about their mean over the sequence."""
+
+    def forward(self, x):
+        for gate, up, down in zip(self.gate, self.up, self.down, strict=True):
+            h = nn.functional.silu(gate(x)) * up(x)
+            x = x + down(h - h.mean(1, keepdim=True))
+        return x
+
+
+@pytest.mark.parametrize("kind,alone", [(Gated, True), (Centred, False)])
+def test_positions_are_rows_of_their_own_where_that_changes_nothing(kind, alone):
+    torch.manual_seed(0)
+    model, x = kind().eval(), loader()
+    found, tensors = discover(model, x[0], "export"), tensors_of(model)
+    work = turning._works(found, tensors, cut(model, "kernel", x).plan.cuts)[0]
+    values = Steps(found.graphs[0], tensors, [((one,), {}) for one in x], [work.part.incoming]).values(
+        work.part.incoming
+    )
+    descent = turning._Descent(found, tensors, work, values)
+    held = torch.cat(x)[9::10]
+    (given,) = descent.back[0][0].values()
+    assert len(descent.back) == (1 if alone else 32)
+    if alone:
+        assert torch.equal(given, held.flatten(0, 1)) and len(descent.learnt[0][1]) == 288 * 16
+    assert all("turned" in one.evidence for one in cut(model, "refined", x).plan.cuts)
