@@ -233,7 +233,8 @@ def _only(budget: Mapping[str, Any]) -> tuple[str, Any]:
     entries = [(kind, asked) for kind, asked in budget.items() if kind != "table"]
     if len(entries) != 1:
         raise InvalidInputError(
-            f"the budget {dict(budget)} has {len(budget)} entries: give one of params, flops, bytes, error, latency"
+            f"the budget {dict(budget)} has {len(budget)} entries: give one of params, flops, bytes, error, "
+            "latency, divergence, cosine, output_error"
         )
     return entries[0]
 

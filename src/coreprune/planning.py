@@ -333,4 +333,4 @@ def _left(remove: Remove | None) -> str:
     """A fraction of parameters to remove as the share that may be left."""
     assert isinstance(remove, numbers.Real)
     check_fraction(float(remove))
-    return f"{100 * (1 - float(remove))!r}%"
+    return f"{100 * (1 - float(remove)):.15g}%"

@@ -129,6 +129,15 @@ def test_a_tokenizer_beside_the_weights_is_found(tmp_path):
     assert torch.equal(prior.draw(model), given.draw(nn.Linear(2, 2)))
 
 
+def test_a_tokenizer_of_nothing_but_special_tokens_is_none(tmp_path):
+    """`transformers` makes one where a checkpoint has a configuration and no file of a tokenizer."""
+    from transformers import BertConfig, BertModel
+
+    sizes = {"vocab_size": 50, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    BertModel(BertConfig(**sizes, num_attention_heads=2)).save_pretrained(tmp_path)
+    assert not reads(BertModel.from_pretrained(tmp_path))
+
+
 @pytest.mark.parametrize("place", ["", "no/such/folder", "empty", "damaged", None])
 def test_where_there_is_none_none_is_found(tmp_path, place):
     folder = tmp_path / place if place in {"empty", "damaged"} else place

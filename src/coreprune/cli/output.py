@@ -91,7 +91,7 @@ def _saved(small: Pruned, out: str, source: Source, force: bool) -> str:
 def echo_perplexities(recipe: Mapping[str, Any]) -> None:
     """Print what `coreprune.cli.foretold` measured, if it did."""
     for one in recipe.get("perplexity", ()):
-        click.echo(f"perplexity on {one['text']}: {one['dense']:.2f} -> {one['small']:.2f}")
+        click.echo("\n".join(wrap(f"perplexity on {one['text']}: {one['dense']:.2f} -> {one['small']:.2f}")))
 
 
 def numbers_of(out: str | Path, dense: str | Path | None = None, beside: Beside | None = None) -> Numbers:

@@ -142,13 +142,17 @@ def around(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def tokenizer_of(model: nn.Module) -> Any:
-    """The tokenizer in the directory that the model was read from; None if there is none."""
+    """The tokenizer in the directory that the model was read from; None if there is none, or one that knows no words.
+
+    Where the files are missing `transformers` makes one of nothing but special tokens, which reads every text as unknown.
+    """
     place = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
     if not place or not Path(place).is_dir():
         return None
     try:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        return found if set(found.get_vocab().values()) - set(found.all_special_ids) else None
     except Exception:  # whatever a missing or odd file raises
         return None
