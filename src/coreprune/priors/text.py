@@ -144,7 +144,7 @@ def around(tokenizer: Any) -> tuple[list[int], list[int]]:
 def tokenizer_of(model: nn.Module) -> Any:
     """The tokenizer in the directory that the model was read from; None if there is none, or one that knows no words.
 
-    Where the files are missing `transformers` makes one of nothing but special tokens, which reads every text as unknown.
+    Without files `transformers` makes one of nothing but special tokens, which reads every text as unknown.
     """
     place = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
     if not place or not Path(place).is_dir():
