@@ -35,10 +35,9 @@ __all__ = [
     "REAL",
     "REMOVED",
     "Coloured",
+    "asked_for",
     "cut_cifar10",
     "error",
-    "given",
-    "said_data",
     "trained_after",
 ]
 
@@ -98,12 +97,10 @@ def measured(key: Mapping[str, Any], dense: nn.Module, p: Coloured) -> dict[str,
     if key["method"] == "dense":
         said = {"prior": "–", "data": f"{len(p.x):,} with labels", "seconds": 0.0}
         return {"error": error(dense, p.x_measure, p.y_measure), **cost(dense, p.x_measure), **said}
-    asked, said = dict(METHODS[key["method"]][0]), {"data": said_data(key["method"])}
-    if key["method"] == REAL:
-        asked["data"] = given(p.x)
+    asked, seen = asked_for(key["method"], p.x)
     began = time.perf_counter()
     small = cp.prune(dense, EXAMPLE, remove={"*": key["removed"]}, seed=key["seed"], **asked)
-    said |= {"prior": said_of(small), "seconds": time.perf_counter() - began}
+    said = {"prior": said_of(small), "seconds": time.perf_counter() - began, "data": seen}
     if key["training"] == "none":
         costs = cost(small.model, p.x_measure) if key["seed"] == 0 else {}  # other seeds have the same widths
         return {"error": error(small.model, p.x_measure, p.y_measure), **costs, **said}
@@ -112,18 +109,17 @@ def measured(key: Mapping[str, Any], dense: nn.Module, p: Coloured) -> dict[str,
     return {"error": error(model, p.x_measure, p.y_measure), **said}
 
 
-def given(x: Tensor) -> list[Tensor]:
-    """GIVEN training pictures, evenly from all classes, in batches of 100.
+def asked_for(method: str, x: Tensor) -> tuple[dict[str, Any], str]:
+    """What `coreprune.prune` is asked for a method, and in words the pictures that it sees.
 
     Args:
-        x: (N, 3, 32, 32), 0 … 255, in the order of classes.
+        method: of METHODS. x: training pictures, (N, 3, 32, 32), 0 … 255, in the order of classes, of which GIVEN are
+            taken evenly.
     """
-    return list(standardised(x[:: len(x) // GIVEN][:GIVEN]).split(100))
-
-
-def said_data(method: str) -> str:
-    """The pictures that a cut sees, in words."""
-    return f"{GIVEN:,} without labels" if method == REAL else "none"
+    asked = METHODS[method][0]
+    if method != REAL:
+        return asked, "none"
+    return {**asked, "data": list(standardised(x[:: len(x) // GIVEN][:GIVEN]).split(100))}, f"{GIVEN:,} without labels"
 
 
 def trained_after(small: nn.Module, dense: nn.Module, x: Tensor, y: Tensor, loss: str, seed: int) -> nn.Module:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import coreprune as cp
 from cifar import load, pictures, standardised
-from paper.cifar10 import EXAMPLE, REAL, error, given, said_data
+from paper.cifar10 import EXAMPLE, METHODS, asked_for, error
 from paper.costs import cost
 from paper.dense import CACHE
 from paper.starts import said_of
@@ -29,18 +29,10 @@ from paper.store import Row, Store
 from paper.training import Pupil, Schedule, fit
 from train_cifar import PADDING, batches
 
-__all__ = ["METHODS", "REMOVED", "cut_vgg"]
+__all__ = ["REMOVED", "cut_vgg"]
 
 WIDTH, CLASSES = 512, 10
 REMOVED = (0.5, 0.75, 0.9)  # of the units of both hidden dense layers
-#: method → what is asked, and the seeds of the cut
-METHODS: dict[str, tuple[dict[str, Any], int]] = {
-    "kernel": ({}, 3),
-    REAL: ({}, 1),
-    "sampling": ({"method": "sampling"}, 3),
-    "uniform": ({"method": "uniform"}, 3),
-    "magnitude": ({"method": "magnitude"}, 1),
-}
 TRAIN, AFTER = Schedule(8, 1e-3), Schedule(2, 2e-4)
 NETWORK = "vgg16-half"
 
@@ -76,9 +68,9 @@ class Seen:
             return torch.cat([self._features(standardised(part)) for part in x.split(200)]), y
 
     @cached_property
-    def given(self) -> list[Tensor]:
-        """Training pictures without labels, evenly from all classes, in batches of 100."""
-        return given(pictures("train", self.data)[0])
+    def pictures(self) -> Tensor:
+        """Training pictures, (N, 3, 32, 32), 0 … 255."""
+        return pictures("train", self.data)[0]
 
     def _features(self, x: Tensor) -> Tensor:
         result: Tensor = self.convolutions(x.contiguous(memory_format=torch.channels_last)).flatten(1)
@@ -132,13 +124,11 @@ def _keys() -> list[dict[str, Any]]:
 
 def _measured(key: Mapping[str, Any], dense: Any, seen: Seen) -> dict[str, Any]:
     """The row of a key: error, costs, prior, data and seconds of the cut."""
-    pictured = seen.given[0].repeat(3, 1, 1, 1)
+    pictured = standardised(seen.pictures[:256])
     if key["method"] == "dense":
         said = {"prior": "–", "data": "50,000 with labels", "seconds": 0.0}
         return {"error": error(dense.classifier, *seen.measured_on), **cost(dense, pictured), **said}
-    asked, data = dict(METHODS[key["method"]][0]), said_data(key["method"])
-    if key["method"] == REAL:
-        asked["data"] = seen.given
+    asked, data = asked_for(key["method"], seen.pictures)
     began = time.perf_counter()
     small = cp.prune(dense, EXAMPLE, remove={"classifier.*": key["removed"]}, seed=key["seed"], **asked)
     said = {"prior": said_of(small), "seconds": time.perf_counter() - began}

@@ -86,8 +86,8 @@ def _small(
     """The cut tensors as the dense graph can be run on them, and which channels are left of each running mean."""
     every = {name: torch.arange(len(tensors[name])) for name in means}
     if not by_shape(captured):
-        kinds = {name: tensors[name].dtype for name in made.shifts}
-        shifted = {**tensors, **{name: made.dense[name].to(kind) for name, kind in kinds.items()}}
+        dense = made.dense
+        shifted = {**tensors, **{name: dense[name].to(tensors[name].dtype) for name in made.shifts}}
         return {**shifted, **as_cut(made.cuts, shifted)}, every
     takes = [edit for cut in made.cuts for edit in cut.owning(every) if isinstance(edit, Take) and edit.tensor in every]
     return {**tensors, **made.rounded}, {**every, **edited(takes, every)}

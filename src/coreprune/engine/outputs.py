@@ -46,7 +46,7 @@ __all__ = ["MEASURES", "Held", "Outputs", "at_hand", "compared", "held_out"]
 TOKENS, INPUTS, IMAGES = 4096, 128, 32
 TOGETHER = 1024  # tokens of a call
 LITTLE = 1e10  # floating operations that noise may take where nobody asked for figures
-_TOGETHER = 2**21  # numbers of both outputs that are compared at a time
+_NUMBERS = 2**21  # numbers of both outputs that are compared at a time
 
 #: what a budget can be driven by → in words, and whether it is to be at least so much
 MEASURES: Mapping[str, tuple[str, bool]] = {
@@ -137,7 +137,7 @@ class _Sums:
     def add(self, y: Tensor, z: Tensor, *, predicts: bool) -> None:
         """Take in the outputs of one call."""
         rows = [v.reshape(-1, v.shape[-1]) if v.dim() in {2, 3} else v.reshape(len(v), -1) for v in (y, z)]
-        few = max(1, _TOGETHER // max(rows[0].shape[1], 1))
+        few = max(1, _NUMBERS // max(rows[0].shape[1], 1))
         for a, b in zip(*(part.split(few) for part in rows), strict=True):
             p, q = a.float(), b.float()
             self.cosine += float(cosine_similarity(p, q, dim=-1, eps=1e-12).double().sum())

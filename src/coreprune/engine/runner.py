@@ -47,7 +47,7 @@ def run(
         tensors: parameters and buffers, by their name in the model.
         arguments: (args, kwargs), with the structure of the example's.
         taps: of this graph, where `hook` is called.
-        hook: gets a tap and the operand as its node sees it, see `as_seen`; what it returns, if anything, is
+        hook: gets a tap and the operand as its node sees it (`observe.as_seen`); what it returns, if anything, is
             what that node gets instead. Other nodes see the original.
         batch_statistics: BatchNorms use the statistics of the batch at hand, see `coreprune.engine.norms.normalised`.
         norms: of this graph, takes in these statistics.

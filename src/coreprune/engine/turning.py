@@ -208,7 +208,7 @@ class _Descent:
         usual = max(_size(tensor) for tensor in self.start.values())
         rates = [RATE * (_size(tensor) or usual) for tensor in self.start.values()]
         groups = [{"params": [leaf], "lr": rate} for leaf, rate in zip(leaves.values(), rates, strict=True)]
-        adam, step = torch.optim.Adam(groups, betas=(0.9, 0.99)), 0
+        adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
         order = [part for _ in range(EPOCHS) for part in self._order(each, generator)]
         for step, (at, own) in enumerate(order):
             pace = min(1.0, (step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * step / len(order)))
@@ -230,7 +230,6 @@ class _Descent:
             (at, own)
             for at, (_, rows) in enumerate(self.learnt)
             for own in torch.randperm(len(rows), generator=generator).split(each)
-            if len(own)
         ]
         return [parts[j] for j in torch.randperm(len(parts), generator=generator).tolist()]
 
