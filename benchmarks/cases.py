@@ -281,6 +281,10 @@ OURS: dict[str, dict[str, Any]] = {
         "method": "refined",
         "prior": cp.Mixture({cp.Text(length=128): 2, cp.Generated(starts="openings"): 1}),
     },
+    "coreprune, refined, 65,536 own tokens too": {
+        "method": "refined",
+        "prior": cp.Mixture({cp.Text(length=128): 1, cp.Generated(tokens=65_536, starts="openings"): 1}),
+    },
     "coreprune, own text": {"prior": "generated"},
     "coreprune, generic text, 8,192 tokens": {"prior": cp.Text(tokens=8192, length=128)},
     "coreprune, generic text, 32,768 tokens": {"prior": cp.Text(tokens=32_768, length=128)},
