@@ -15,10 +15,12 @@ from torch.utils import _pytree as pytree
 
 from coreprune.budget import Remove
 from coreprune.clock import Clock
+from coreprune.engine.anew import anew, prior_again
 from coreprune.engine.equivalence import require
-from coreprune.engine.inputs import Prior, drawn, prior_of
+from coreprune.engine.inputs import Prior, check_prior, named
 from coreprune.engine.local import Progress
 from coreprune.engine.measure import measured
+from coreprune.engine.outputs import Held
 from coreprune.engine.verify import Verification, certify
 from coreprune.errors import InvalidInputError
 from coreprune.io.configs import write_fields
@@ -270,7 +272,7 @@ def verify(
     model: nn.Module,
     small: Pruned | str | Path,
     *,
-    prior: Gaussian | None = None,
+    prior: Prior | str | None = None,
     radius: float | None = None,
     box: tuple[float, float] | None = None,
     inputs: Any = None,
@@ -285,11 +287,12 @@ def verify(
     Args:
         model: the dense network.
         small: the result of `prune`, or the directory it was saved to.
-        prior: law of the inputs for the mean squares; default the one the network was cut under.
+        prior: law of the inputs: a Gaussian for stacks, and any for other networks, see `plan`; default the one the
+            network was cut under, and what suits it where that was data.
         radius: β of the ball that the worst case is taken over; default that of the cut.
         box: (lowest, highest) value of every input feature, to take it over a box instead.
         inputs: the user's own inputs to measure on, (N, …), or for a network that is no stack a loader; otherwise
-            the prior is sampled.
+            inputs of the prior are drawn that the cut did not see.
         samples: how many inputs to measure on; default 10,000 for stacks, 256 otherwise.
         delta: probability with which a statement may fail.
         worst: also prove worst cases, which takes longest.
@@ -316,9 +319,11 @@ def verify(
         module, claims = load(small, lambda: copy.deepcopy(model)), read_claims(small)
     if recipe.get("inputs") is not None:
         count = 256 if samples is None else samples
-        batches, said, used = _batches(model, recipe, prior, inputs, count, seed)
-        told = _told(batches, count, progress)
-        return measured(model, module, told, prior=said, samples=count, delta=delta, data_used=used)
+        held = _held(model, recipe, prior, inputs, count, seed, progress)
+        calls = _told(held.calls, count, progress)
+        return measured(model, module, calls, prior=held.said, samples=count, delta=delta, data_used=inputs is not None)
+    if not (prior is None or isinstance(prior, Gaussian)):
+        raise InvalidInputError(f"prior={prior!r} was asked of a stack of Linear layers: give a coreprune.Gaussian")
     found = discover(model)
     if box is not None and radius is not None:
         raise InvalidInputError("both radius= and box= were given: give one of them")
@@ -345,17 +350,24 @@ def verify(
     )
 
 
-def _batches(
-    model: nn.Module, recipe: Mapping[str, Any], prior: Gaussian | None, inputs: Any, samples: int, seed: int
-) -> tuple[Iterable[Arguments], str, bool]:
-    """What to measure a network on that is no stack, where it comes from in words, and whether it is data."""
+def _held(
+    model: nn.Module,
+    recipe: Mapping[str, Any],
+    prior: Prior | str | None,
+    inputs: Any,
+    samples: int,
+    seed: int,
+    progress: Progress | None,
+) -> Held:
+    """What to measure a network on that is no stack."""
     if inputs is not None:
         loader = Data([inputs] if isinstance(inputs, (Tensor, Mapping)) else inputs)
-        return loader.calls(), "the inputs given", True
-    if prior is None:
-        prior = Gaussian.from_json(recipe["prior_values"]) if recipe.get("prior_values") else Gaussian()
+        return Held(loader.calls(), "the inputs given")
+    if prior is not None:
+        check_prior(prior)
     graph = discover(model, rebuilt(recipe["inputs"]), recipe.get("capture", "auto")).graphs[0]
-    return drawn(graph, prior, samples, seed), prior_of(prior), False
+    law = prior_again(model, graph, recipe) if prior is None or prior == "auto" else named(prior)
+    return anew(model, graph, law, samples, seed + int(recipe.get("seed", 0)), progress)
 
 
 def _told(batches: Iterable[Arguments], samples: int, progress: Progress | None) -> Iterator[Arguments]:

@@ -36,6 +36,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Remove = float | Mapping[str, float]
 Widths = dict[str, int]  # site name → units kept
+MEASURED = ("divergence", "cosine", "output_error")  # budgets that `coreprune.engine.driven` keeps
 TICK = 1e-15  # of a second: in whole ticks costs are counted like entries
 
 
@@ -147,7 +148,8 @@ def allocate(
     kind, asked = _only(budget)
     scales = {"params": 1, "flops": 2, "bytes": itemsize, "error": 1, "latency": TICK}
     if kind not in scales:
-        raise InvalidInputError(f"a budget of {kind!r} is not known: give one of {', '.join(scales)}")
+        known = ", ".join([*scales, *MEASURED])
+        raise InvalidInputError(f"a budget of {kind!r} is not known: give one of {known}")
     scale = scales[kind]
     _check_round(round_to)
     _, groups = chosen(inspection, ignore, kinds, uniform)
@@ -371,4 +373,8 @@ def _whole(count: object) -> bool:
 def check_fraction(fraction: float) -> None:
     """Raise InvalidInputError unless it is a number in [0, 1)."""
     if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 <= fraction < 1:
-        raise InvalidInputError(f"remove={fraction!r} was asked: give the fraction to remove, at least 0 and below 1")
+        meant = isinstance(fraction, numbers.Real) and 1 < fraction < 100  # noqa: PLR2004
+        hint = f"; {float(fraction):g} per cent are {float(fraction) / 100:g}" if meant else ""
+        raise InvalidInputError(
+            f"remove={fraction!r} was asked: give the fraction to remove, at least 0 and below 1{hint}"
+        )

@@ -311,7 +311,7 @@ def _recipe(
         "radius": None if found.graphs else radius,
         "radius_from": _radius_from(wish.radius, found),
         "seed": wish.seed,
-        "prior": prior_of(law) if found.graphs else law.named(found.features, radius),
+        "prior": prior_of(law, found.graphs[0]) if found.graphs else law.named(found.features, radius),
         "prior_values": law.to_json() if isinstance(law, Gaussian) else None,
         "prior_asked": written(wish.prior),
         "data_used": law.data_used,

@@ -104,6 +104,11 @@ def read_structure(path: str | Path) -> dict[str, Any]:
         CheckpointError: there is none, or it is damaged.
     """
     file = Path(path) / "structure.json"
+    if Path(path).exists() and not file.exists():
+        raise CheckpointError(
+            f"{path} holds no structure.json, so that coreprune did not write it: give the directory that a smaller "
+            "network was written to"
+        )
     try:
         structure = {"aliases": {}, "changed": {}} | read_json(file, "structure", 1)
     except CheckpointError:

@@ -326,7 +326,7 @@ def test_noise_depends_on_the_step_alone():
         ({"data": [torch.zeros(3, 6)], "prior": "noise"}, "both prior= and data="),
         ({"data": [torch.zeros(1, 6)]}, "no two inputs"),
         ({"data": [torch.zeros(9, 7)]}, "cannot be run"),
-        ({"prior": "generated"}, "cannot write text"),
+        ({"prior": "generated"}, "reads no tokens"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -184,3 +184,45 @@ def test_refusals():
         cp.verify(model, small, radius=1.0, box=(0.0, 1.0))
     with pytest.raises(InvalidInputError, match="made from"):
         cp.verify(network(widths=(3, 5, 9, 2)), small)
+
+
+def captured(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 3)).eval()
+
+
+def test_a_captured_network_is_measured_on_inputs_of_its_own_prior_that_the_cut_did_not_see():
+    net, x = captured(), torch.zeros(2, 1, 8, 8)
+    small = cp.prune(net, x, units={"0": 3}, prior=cp.Gaussian(std=0.5))
+    checked = cp.verify(net, small)
+    assert checked.prior == "random inputs (numbers N(0, 0.5²), tokens uniform), drawn with another seed"
+    assert checked.prior in checked.statements()[-1]
+    assert cp.verify(net, small, prior="noise").prior == checked.prior.replace("0.5", "1")
+    other = cp.verify(net, small, prior=cp.Gaussian(std=5.0))
+    assert other.exceed > 2 * checked.exceed
+
+
+def test_images_that_were_matched_are_matched_anew():
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 3)
+    ).eval()
+    law = cp.Matched(count=8, steps=2)
+    small = cp.prune(net, torch.zeros(2, 3, 8, 8), units={"0": 3}, prior=law)
+    assert cp.verify(net, small, samples=100).prior == "100 images matched with another seed"
+
+
+def test_a_prior_that_a_stack_cannot_have_is_refused():
+    model = network()
+    with pytest.raises(InvalidInputError, match="stack of Linear layers"):
+        cp.verify(model, cp.prune(model, units={"0": 4}), prior="text")
+
+
+def test_numbers_compared_in_pieces_are_those_compared_at_once(monkeypatch):
+    net, x = captured(), torch.zeros(2, 1, 8, 8)
+    small = cp.prune(net, x, units={"0": 3})
+    whole = cp.verify(net, small)
+    monkeypatch.setattr("coreprune.engine.measure._NUMBERS", 4)
+    pieces = cp.verify(net, small)
+    assert pieces.end_measured == pytest.approx(whole.end_measured, rel=1e-12)
+    assert (pieces.exceed, pieces.samples) == (whole.exceed, whole.samples)

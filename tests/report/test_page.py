@@ -145,6 +145,13 @@ def test_a_curve_goes_through_its_points_and_marks_what_was_chosen():
     assert "16 units, error 50.0%" in dot.find("title").text
 
 
+def test_where_errors_are_of_a_site_alone_the_dot_is_the_cut_that_was_made():
+    drawn = ElementTree.fromstring(str(figures.curves(made(1).sites, alone=True)))
+    (dot,) = drawn.iter("circle")
+    assert "16 units, error 10.0%" in dot.find("title").text  # as the evidence says, below the closed form's 50 %
+    assert float(dot.get("cy")) == pytest.approx(8 + (132 - 20 - 8) * 0.9)
+
+
 def test_alike_sites_share_a_line_that_opens():
     tree = Tree(page(made(30)))
     assert [tag for tag, _ in tree.seen].count("details") == 1

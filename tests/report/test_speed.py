@@ -13,6 +13,7 @@ from torch import nn
 import coreprune as cp
 from coreprune.cli.output import dumped
 from coreprune.errors import InvalidInputError
+from coreprune.model.quiet import quiet
 from coreprune.report import runtimes as roads
 from coreprune.report.cost import Change, Cost, measure
 from coreprune.report.generation import Generation, generation
@@ -36,6 +37,12 @@ def cost():
         Runtime("onnx", "onnxruntime", None, "<onnx> not installed"),
     )
     return Cost("1×16 int64", Change(10, 5), latency(0.04, 0.01), "float32", written, others)
+
+
+def test_a_busy_machine_is_told_and_a_quiet_one_is_not():
+    quiet_runs = Latency(0.04, 0.01, (0.04, 0.041), (0.01, 0.0105), 7, 1, "cpu")
+    assert "busy" not in speed_text(Cost("x", Change(10, 5), quiet_runs))
+    assert "up to 45% apart, as on a machine that is busy" in speed_text(cost()).replace("\n  ", " ")
 
 
 def llama(hidden=24, places=64):
@@ -119,7 +126,7 @@ def test_onnxruntime_gives_a_time_of_the_same_call():
     import tempfile
     from pathlib import Path
 
-    with tempfile.TemporaryDirectory() as folder, roads._quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         (out,) = run(stack().eval(), (x,), {}, Path(folder) / "0")()
     torch.testing.assert_close(torch.from_numpy(out), stack()(x).detach(), rtol=1e-5, atol=1e-6)
 

@@ -108,8 +108,7 @@ def _source_of(spec: str, factory: str | None, shape: str | None) -> Source:
     place = Path(spec)
     if place.is_dir() and factory is None:
         found = huggingface.load(place)
-        inputs = example_of(shape) if shape is not None else huggingface.example_inputs(found.model)
-        return Source(found.model, inputs, place)
+        return Source(found.model, _example_for(found.model, shape), place)
     return Source(model_of(spec, factory), example_of(shape))
 
 
@@ -155,6 +154,17 @@ def example_of(shape: str | None) -> torch.Tensor | None:
         return torch.zeros(sizes)
     except (ValueError, RuntimeError) as error:
         raise InvalidInputError(f"--input {shape!r} is not a shape: write one such as 1x784") from error
+
+
+def _example_for(model: nn.Module, shape: str | None) -> Any:
+    """What a network of `transformers` takes, or of the shape that --input names: tokens where it reads tokens."""
+    given = example_of(shape)
+    if given is None:
+        return huggingface.example_inputs(model)
+    reads = getattr(model, "main_input_name", "") == "input_ids"
+    if not reads or given.dim() != 2:  # noqa: PLR2004
+        return given
+    return huggingface.example_inputs(model, batch=given.shape[0], length=given.shape[1])
 
 
 def words(*offered: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:

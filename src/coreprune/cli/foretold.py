@@ -14,12 +14,33 @@ from coreprune.engine.local import Progress
 from coreprune.engine.perplexity import perplexity
 from coreprune.errors import InvalidInputError
 from coreprune.priors.generated import Generated, writes
-from coreprune.priors.text import Text
+from coreprune.priors.text import Text, lines_of, reads
 from coreprune.result import Pruned
 
-__all__ = ["foretold"]
+__all__ = ["check_text", "foretold"]
 
 HELD_OUT, LENGTH = 4096, 128
+
+
+def check_text(source: Source, text: str | None) -> None:
+    """Refuse, before anything is cut, a text that perplexity cannot be measured on.
+
+    Raises:
+        InvalidInputError: no language model out of a directory, no tokenizer beside its weights, or no such file.
+    """
+    if text is None:
+        return
+    dense = source.network
+    if source.directory is None or not writes(dense):
+        raise InvalidInputError(
+            f"--eval-text was given, but {type(dense).__name__} does not foretell text: leave it out"
+        )
+    if not reads(dense):
+        raise InvalidInputError(
+            f"--eval-text was given, but no tokenizer lies in {source.directory} to read it with: put the tokenizer's "
+            "files there, or leave it out"
+        )
+    lines_of(Path(text))
 
 
 def foretold(source: Source, small: Pruned, text: str | None, progress: Progress) -> Pruned:
@@ -27,17 +48,10 @@ def foretold(source: Source, small: Pruned, text: str | None, progress: Progress
 
     Args:
         source: the dense network, whose own text is sampled with a seed that the prior does not use.
-        small: the result. text: a file to measure on too. progress: of sampling.
-
-    Raises:
-        InvalidInputError: a text was given for a network that cannot foretell one.
+        small: the result. text: a file to measure on too, which `check_text` has let pass. progress: of sampling.
     """
     dense = source.network
     if source.directory is None or not writes(dense):
-        if text is not None:
-            raise InvalidInputError(
-                f"--eval-text was given, but {type(dense).__name__} does not foretell text: leave it out"
-            )
         return small
     texts: dict[str, Tensor] = {}
     if text is not None:

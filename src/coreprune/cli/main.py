@@ -12,6 +12,7 @@ import click
 import coreprune
 from coreprune.cli import apply, compare, demo, finetune, info, inspect, plan, prune, report, verify
 from coreprune.cli.log import add_log_options
+from coreprune.cli.spoken import spoken
 from coreprune.errors import CorepruneError
 
 __all__ = ["cli", "main"]
@@ -74,7 +75,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except CorepruneError as error:
-        click.echo(f"coreprune: {error}", err=True)
+        click.echo(f"coreprune: {spoken(str(error))}", err=True)
         sys.exit(2)
     finally:
         if first:

@@ -68,7 +68,7 @@ def write(small: Pruned, out: str, source: Source, *, force: bool, as_json: bool
         return
     click.echo(small.summary())
     echo_perplexities(small.plan.recipe)
-    click.echo(f"written to {out}{how}")
+    click.echo("\n".join(wrap(f"written to {out}{how}")))
     echo_timing(timing)
 
 

@@ -9,7 +9,7 @@ import click
 
 from coreprune import api
 from coreprune.cli.common import files, model_options, progress_bar, request_of, request_options, source_of
-from coreprune.cli.foretold import foretold
+from coreprune.cli.foretold import check_text, foretold
 from coreprune.cli.output import json_option, write
 from coreprune.errors import CheckpointError
 
@@ -45,6 +45,7 @@ def prune(
     if Path(out).exists() and not force:
         raise CheckpointError(f"{out} exists already: give another name, or --force to replace it")
     source = source_of(model, factory, shape)
+    check_text(source, eval_text)
     with progress_bar("pruning") as progress:
         small = api.prune(source.network, source.example, progress=progress, **request_of(options, source))
     with progress_bar("measuring") as progress:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import click
 
 from coreprune import api
-from coreprune.cli.common import files, model_options, progress_bar, source_of
+from coreprune.cli.common import files, model_options, progress_bar, source_of, words
+from coreprune.engine.inputs import PRIORS
 from coreprune.errors import InvalidInputError
 from coreprune.priors.gaussian import Gaussian
 from coreprune.report.text import wrap
@@ -20,6 +21,12 @@ __all__ = ["verify"]
 @click.command(short_help="Recompute the guarantees from the tensors.")
 @model_options
 @click.argument("out", shell_complete=files)
+@click.option(
+    "--prior",
+    metavar="NAME",
+    help=f"Of the inputs: auto, {', '.join(PRIORS)}, or several with +  [default: as when OUT was cut]",
+    shell_complete=words("auto", *PRIORS),
+)
 @click.option("--mean", type=float, help="Of an input feature (prior)  [default: as when OUT was cut]")
 @click.option("--std", type=float, help="Of an input feature (prior)  [default: as when OUT was cut]")
 @click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: as when OUT was cut]")
@@ -34,6 +41,7 @@ def verify(
     factory: str | None,
     shape: str | None,
     out: str,
+    prior: str | None,
     mean: float | None,
     std: float | None,
     radius: float | None,
@@ -53,7 +61,7 @@ def verify(
         checked = api.verify(
             source.network,
             out,
-            prior=_prior(out, mean, std),
+            prior=_prior(out, prior, mean, std),
             radius=radius,
             box=_ends(box),
             samples=samples,
@@ -69,13 +77,19 @@ def verify(
             click.echo("\n".join(wrap(f"- {line}")))
 
 
-def _prior(out: str, mean: float | None, std: float | None) -> Gaussian | None:
-    """The prior of the cut, with what the options say in place of its own; None if they say nothing."""
+def _prior(out: str, name: str | None, mean: float | None, std: float | None) -> Gaussian | str | None:
+    """The prior of the cut, with what the options say in place of its own; None if they say nothing.
+
+    Raises:
+        InvalidInputError: they say two things.
+    """
     if mean is None and std is None:
-        return None
+        return name
+    if name not in {None, "noise"}:
+        raise InvalidInputError("--prior and --mean or --std were given, which are priors each: give one of them")
     known = read_structure(out)["recipe"].get("prior_values")
-    prior = Gaussian.from_json(known) if known else Gaussian()
-    return replace(prior, mean=prior.mean if mean is None else mean, std=prior.std if std is None else std)
+    law = Gaussian.from_json(known) if known else Gaussian()
+    return replace(law, mean=law.mean if mean is None else mean, std=law.std if std is None else std)
 
 
 def _ends(box: str | None) -> tuple[float, float] | None:

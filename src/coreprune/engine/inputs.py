@@ -63,6 +63,8 @@ PRIORS: Mapping[str, type[Gaussian | Generated | MaskFilled | Matched | NormLaye
     "filled": MaskFilled,
     "norm": NormLayer,
 }
+#: what each that is of tokens is called where there are none
+_LAWS = {Generated: "text", MaskFilled: "text", Text: "text", Zipf: "Zipf's law"}
 #: Where there are no data: tokens or vectors that are drawn, pixels that are drawn, and the fewest inputs. Deep in a
 #: convolutional net few positions are left of an image, which is why it takes more of them.
 POSITIONS, PIXELS, PROBES = 4096, 2**16, 8
@@ -78,7 +80,8 @@ def check_prior(prior: Any) -> None:
         if prior == "auto":
             return
         if not set(prior.split("+")) <= set(PRIORS):
-            raise InvalidInputError(f"prior={prior!r} was asked: there are auto, {', '.join(PRIORS)}")
+            hint = "; noise is the Gaussian one" if "gauss" in prior.lower() else ""
+            raise InvalidInputError(f"prior={prior!r} was asked: there are auto, {', '.join(PRIORS)}{hint}")
         prior = named(prior)
     if not isinstance(prior, get_args(Prior)):
         raise InvalidInputError(f"prior={prior!r} was given: give a name, a coreprune.Gaussian or another prior")
@@ -100,11 +103,12 @@ def named(prior: Prior | str) -> Prior:
     return result
 
 
-def prior_of(prior: Gaussian | Data) -> str:
-    """The prior in words, for a network that is no stack."""
+def prior_of(prior: Gaussian | Data, captured: Captured | None = None) -> str:
+    """The prior in words, for a network that is no stack; and what its BatchNorms do, if it has some."""
     if isinstance(prior, Data):
         return f"{prior.said}, in the dense network"
-    return f"{prior.said} through the dense network, BatchNorm on their own statistics"
+    norms = "" if captured is not None and not normed(captured) else ", BatchNorm on their own statistics"
+    return f"{prior.said} through the dense network{norms}"
 
 
 def forced(prior: Gaussian | Data) -> bool:
@@ -188,6 +192,7 @@ def settled(
         return _before_norms(prior, captured, seed), None
     if not isinstance(prior, (Generated, MaskFilled, Text, Zipf)):
         return prior, None
+    _table(captured, _LAWS[type(prior)])
     own = isinstance(prior, (Text, Generated)) and prior.data_used
     law = Drawn((), False, prior.said, given=own)
     return _in_calls(law, captured, _ids(prior, model, captured, seed, progress))

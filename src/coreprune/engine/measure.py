@@ -16,6 +16,8 @@ from coreprune.model.capture import Arguments, evaluating, first_line
 
 __all__ = ["measured"]
 
+_NUMBERS = 2**22  # numbers of each output that are compared at a time, in float64
+
 
 def measured(
     dense: nn.Module,
@@ -44,16 +46,18 @@ def measured(
     difference, first, second, seen = 0.0, 0.0, 0.0, 0
     with evaluating(dense, small), torch.no_grad():
         for args, kwargs in batches:
-            y, z = (_outputs(model, args, kwargs) for model in (dense, small))
-            if y.shape != z.shape:
+            pair = [_outputs(model, args, kwargs) for model in (dense, small)]
+            if pair[0].shape != pair[1].shape:
                 raise InvalidInputError(
                     "outputs differ in shape: verify a network against the dense one it was made from"
                 )
-            if not bool(torch.isfinite(y).all()):
+            if not bool(torch.isfinite(pair[0]).all()):
                 raise InvalidInputError("the dense network gives NaN or infinite outputs on these inputs: check them")
-            worst.append((y - z).abs().amax(1))
-            difference += float((y - z).square().sum())
-            first, second, seen = first + float(y.sum()), second + float(y.square().sum()), seen + y.numel()
+            for rows in zip(*(one.split(max(1, _NUMBERS // one.shape[1])) for one in pair), strict=True):
+                y, z = (one.double() for one in rows)
+                worst.append((y - z).abs().amax(1))
+                difference += float((y - z).square().sum())
+                first, second, seen = first + float(y.sum()), second + float(y.square().sum()), seen + y.numel()
             if sum(len(one) for one in worst) >= samples:
                 break
     count = sum(len(one) for one in worst)
@@ -66,7 +70,7 @@ def measured(
 
 
 def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """All floating outputs of a call, (inputs, …) flattened side by side, float64."""
+    """All floating outputs of a call, (inputs, …) flattened side by side."""
     try:
         leaves = pytree.tree_leaves(model(*args, **kwargs))
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -75,7 +79,7 @@ def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             "it, on the command line its shape (--input)"
         ) from error
     batch = next((v.shape[0] for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()), 1)
-    parts = [v.double() for v in leaves if isinstance(v, Tensor) and v.is_floating_point()]
+    parts = [v for v in leaves if isinstance(v, Tensor) and v.is_floating_point()]
     rows = [v.reshape(batch, -1) for v in parts if v.dim() and v.shape[0] == batch]
     if not rows:
         raise InvalidInputError("the network returns no numbers for each input, so that nothing can be compared")

@@ -40,11 +40,10 @@ from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.priors.zipf import Zipf
 
-__all__ = ["MEASURES", "Held", "Outputs", "at_hand", "compared", "held_out"]
+__all__ = ["MEASURES", "Amount", "Held", "Outputs", "at_hand", "compared", "held_out"]
 
-#: tokens, inputs and matched images to measure on
-TOKENS, INPUTS, IMAGES = 4096, 128, 32
 TOGETHER = 1024  # tokens of a call
+SHORTEST = 16  # tokens of a sequence that was halved
 LITTLE = 1e10  # floating operations that noise may take where nobody asked for figures
 _NUMBERS = 2**21  # numbers of both outputs that are compared at a time
 
@@ -57,6 +56,24 @@ MEASURES: Mapping[str, tuple[str, bool]] = {
 
 
 @dataclass(frozen=True)
+class Amount:
+    """How much to measure on.
+
+    Attributes:
+        tokens: of text, inputs: of noise and data, images: that are matched. Most of each.
+        rows: sequences of text at least, which are halved until there are as many; 0 leaves them as they are.
+    """
+
+    tokens: int = 4096
+    inputs: int = 128
+    images: int = 32
+    rows: int = 0
+
+
+FEW = Amount()
+
+
+@dataclass(frozen=True)
 class Held:
     """Inputs to measure on.
 
@@ -64,7 +81,7 @@ class Held:
         calls: (args, kwargs). said: what they are, in words. unseen: whether the cut did not see them.
     """
 
-    calls: Sequence[Arguments]
+    calls: Iterable[Arguments]
     said: str
     unseen: bool = True
 
@@ -182,19 +199,25 @@ def at_hand(prior: Prior, captured: Captured) -> bool:
     """
     if isinstance(prior, (Gaussian, Zipf)):
         each = least_operations(captured) / max(batch_size(captured), 1)
-        return not normed(captured) and each * INPUTS <= LITTLE
+        return not normed(captured) and each * FEW.inputs <= LITTLE
     if isinstance(prior, Mixture):
         return all(at_hand(part, captured) for part, _ in prior.weighed)
     return isinstance(prior, (Text, Data))
 
 
 def held_out(
-    prior: Prior, model: nn.Module, captured: Captured, seed: int, progress: Progress | None = None
+    prior: Prior,
+    model: nn.Module,
+    captured: Captured,
+    seed: int,
+    progress: Progress | None = None,
+    most: Amount = FEW,
 ) -> Held | None:
     """Inputs of a prior that the cut does not see, where it has some: of another seed, or a part that it left.
 
     Args:
         prior: of the cut. model: the dense network. captured: its graph. seed: of the cut. progress: of drawing.
+        most: how much.
 
     Returns:
         None where none can be had: the network was captured block by block, the data can be read once, or the prior is
@@ -204,32 +227,33 @@ def held_out(
         return None
     if isinstance(prior, Mixture):
         parts = [part for part, _ in prior.weighed]
-        held = [held_out(part, model, captured, seed_of(seed, i), progress) for i, part in enumerate(parts)]
+        held = [held_out(part, model, captured, seed_of(seed, i), progress, most) for i, part in enumerate(parts)]
         return _of_parts(prior, held)
     if isinstance(prior, Gaussian):
-        return _noise(captured, prior, seed + 1)
+        return _noise(captured, prior, seed + 1, most)
     if isinstance(prior, Matched):
-        fewer = replace(prior, count=min(prior.count, IMAGES), together=min(prior.together, IMAGES))
+        fewer = replace(prior, count=min(prior.count, most.images), together=min(prior.together, most.images))
         calls = fewer.draw(model, captured.arguments, seed + 1, progress)
         return Held(calls, f"{fewer.count} images matched with another seed")
     if isinstance(prior, Generated):
-        short = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
+        short = replace(prior, tokens=max(min(prior.tokens, most.tokens), prior.length))
         ids = short.draw(model, seed + 1, progress)
         return Held(_tokens(captured, ids), f"{ids.numel():,} tokens that the dense network wrote with another seed")
     if isinstance(prior, MaskFilled):
-        few = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
+        few = replace(prior, tokens=max(min(prior.tokens, most.tokens), prior.length))
         ids = few.draw(model, seed + 1, progress)
         return Held(_tokens(captured, ids), f"{ids.numel():,} tokens that were filled into masks with another seed")
     if isinstance(prior, Zipf):
-        some = replace(prior, tokens=max(min(prior.tokens, TOKENS), prior.length))
+        some = replace(prior, tokens=max(min(prior.tokens, most.tokens), prior.length))
         ids = drawn_tokens(some, model, captured, seed + 1)
         return Held(_tokens(captured, ids), f"{ids.numel():,} random tokens drawn with another seed")
     if isinstance(prior, Text):
-        ids, unseen = prior.held_out(model, TOKENS)
+        ids, unseen = prior.held_out(model, most.tokens)
+        ids = _rows(ids, most.rows)
         place = "of your text" if prior.data_used else "of generic text"
         said = f"{ids.numel():,} {'held-out tokens' if unseen else 'tokens'} {place}"
         return Held(_tokens(captured, ids), said, unseen)
-    return None if isinstance(prior.loader, Iterator) else _given(prior)
+    return None if isinstance(prior.loader, Iterator) else _given(prior, most.inputs)
 
 
 def _of_parts(prior: Mixture, held: Sequence[Held | None]) -> Held | None:
@@ -248,12 +272,12 @@ def _of_parts(prior: Mixture, held: Sequence[Held | None]) -> Held | None:
     return Held(calls, " and ".join(f"some of {one.said}" for one in found), all(one.unseen for one in found))
 
 
-def _noise(captured: Captured, prior: Gaussian, seed: int) -> Held:
+def _noise(captured: Captured, prior: Gaussian, seed: int, most: Amount) -> Held:
     """Numbers that are drawn, or tokens evenly from their table."""
     leaves = [leaf for leaf in pytree.tree_leaves(captured.arguments) if isinstance(leaf, Tensor) and leaf.dim()]
     tokens = bool(token_tables(captured))
     each = max(leaf[0].numel() for leaf in leaves) if leaves and tokens else 1
-    calls = list(drawn(captured, prior, max(-(-TOKENS // each) if tokens else INPUTS, 1), seed))
+    calls = list(drawn(captured, prior, max(-(-most.tokens // each) if tokens else most.inputs, 1), seed))
     count = sum(next(len(v) for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.dim()) for call in calls)
     return Held(calls, f"{count} inputs drawn with another seed")
 
@@ -263,16 +287,24 @@ def _size(call: Arguments) -> int:
     return next((v.numel() for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.numel()), 1)
 
 
+def _rows(ids: Tensor, least: int) -> Tensor:
+    """Sequences, halved until there are so many, or they are short."""
+    while len(ids) < least and ids.shape[1] >= 2 * SHORTEST:
+        half = ids.shape[1] // 2
+        ids = torch.cat([ids[:, :half], ids[:, half : 2 * half]])
+    return ids
+
+
 def _tokens(captured: Captured, ids: Tensor) -> list[Arguments]:
     return [with_tokens(captured, part) for part in ids.split(max(1, TOGETHER // ids.shape[1]))]
 
 
-def _given(prior: Data) -> Held:
+def _given(prior: Data, most: int) -> Held:
     """The first of the user's own inputs, which the cut did see."""
     calls, count = [], 0
-    for call in islice(prior.calls(), INPUTS):
+    for call in islice(prior.calls(), most):
         calls.append(call)
         count += next((len(v) for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.dim()), 1)
-        if count >= INPUTS:
+        if count >= most:
             break
     return Held(calls, f"the first {count} inputs of the data given", False)

@@ -133,6 +133,8 @@ class Verification:
                 f"the {self.domain}, certain but for rounding at run time."
             )
         source = "inputs that were given" if self.data_used else "inputs drawn from the prior"
+        if not self.sites and not self.data_used:  # else they say what it is
+            source = f"inputs, {self.prior}"
         predicted = "" if self.end_predicted is None else f" ({self.end_predicted:.1%} was predicted)"
         lines.append(
             f"the whole network, on {self.samples:,} {source}: the outputs are off by {self.end_measured:.1%} of "

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.model.quiet import quiet
 from coreprune.model.record import recorded
 
 __all__ = [
@@ -112,7 +113,8 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "", quick: boo
             graph, states, inputs = known
             return Captured(path, graph, {k: prefix + name for k, name in states.items()}, {}, inputs, (args, kwargs))
         try:
-            program = torch.export.export(model, args, kwargs, strict=False)
+            with quiet():
+                program = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:  # the exporter raises whatever the model's code raises
             _run(model, args, kwargs)
             raise UnsupportedModelError(

@@ -137,7 +137,7 @@ def comparison_text(found: Comparison, width: int = 80) -> str:
     sizes: Iterable[tuple[str, tuple[int | None, int | None], Any]] = (
         ("parameters", found.parameters, "{:,}".format),
         ("bytes of tensors", found.tensor_bytes, bytes_text),
-        ("bytes on disk", found.file_bytes, bytes_text),
+        ("weights on disk", found.file_bytes, bytes_text),
         ("multiply-adds", found.multiply_adds, "{:,}".format),
     )
     rows = [

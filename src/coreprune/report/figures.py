@@ -114,8 +114,13 @@ def widths_narrow(numbers: Numbers) -> Markup:
     return figure((NARROW, max(y, 1)), "Units of every site before and after", _told(numbers), inside, "narrow")
 
 
-def curves(rows: Sequence[Row]) -> Markup:
-    """Error over units kept, of one site or of several that are alike, with what was chosen."""
+def curves(rows: Sequence[Row], *, alone: bool = False) -> Markup:
+    """Error over units kept, of one site or of several that are alike, with what was chosen.
+
+    Args:
+        rows: of the sites. alone: whether their errors, too, are of each site on its own: then the dots lie at them,
+            which differ from the line where the method does other than the closed form.
+    """
     wide, tall, left, foot = 220.0, 132.0, 40.0, 20.0
     units = max(row.before for row in rows)
     largest = max((error for row in rows for _, error in row.curve), default=0.0) or 1.0
@@ -132,9 +137,11 @@ def curves(rows: Sequence[Row]) -> Markup:
     ]
     inside += [path([at(k, error) for k, error in row.curve], "line") for row in rows]
     for row in rows:
-        chosen = min(row.curve, key=lambda point: abs(point[0] - row.after))
-        x, y = at(row.after, chosen[1])
-        words = element("title", f"{row.name}: {row.after:,} units, error {chosen[1]:.1%}")
+        error = min(row.curve, key=lambda point: abs(point[0] - row.after))[1]
+        if alone and row.error is not None:
+            error = row.error
+        x, y = at(row.after, min(error, largest))
+        words = element("title", f"{row.name}: {row.after:,} units, error {error:.1%}")
         inside.append(element("circle", words, cx=x, cy=y, r=3.5, class_="chosen"))
     ranges = ", ".join(dict.fromkeys(f"{row.after:,} of {row.before:,}" for row in rows))
     told = f"Error falls from {largest:.0%} at the fewest units to its end at {units:,}; kept: {ranges}."

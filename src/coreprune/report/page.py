@@ -92,7 +92,7 @@ def page(numbers: Numbers, data: str = "") -> str:
         narrow=figures.widths_narrow(numbers) if numbers.sites else "",
         groups=groups,
         within=any(row.within is not None for row in numbers.sites),
-        curves=[(g["name"], figures.curves(g["curved"])) for g in groups if g["curved"]],
+        curves=[(g["name"], figures.curves(g["curved"], alone=numbers.radius is None)) for g in groups if g["curved"]],
         refused=None if numbers.refused is None else refusals(numbers.refused),
         few=FEW,
         recipe=_recipe(numbers.recipe),
@@ -104,7 +104,7 @@ def _tiles(numbers: Numbers) -> list[dict[str, Any]]:
     on_disk = numbers.file_bytes.before is not None
     sizes = (
         ("parameters", numbers.parameters, _count),
-        ("bytes on disk", numbers.file_bytes, bytes_text) if on_disk else ("bytes", numbers.tensor_bytes, bytes_text),
+        ("weights on disk", numbers.file_bytes, bytes_text) if on_disk else ("bytes", numbers.tensor_bytes, bytes_text),
         ("multiply-adds", numbers.multiply_adds, _count),
     )
     tiles = [_tile(what, change, shown) for what, change, shown in sizes if change.after is not None]

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import first_line
+from coreprune.model.quiet import quiet
 from coreprune.report.turns import Latency, timed
 
 __all__ = ["RUNTIMES", "Runtime", "check_runtimes", "runtimes"]
@@ -70,7 +67,7 @@ def runtimes(
     for name in names:
         said, road = RUNTIMES[name]
         try:
-            with tempfile.TemporaryDirectory() as folder, _quiet(), torch.no_grad():
+            with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
                 pair = [road(model, args, kwargs, Path(folder) / str(i)) for i, model in enumerate((dense, small))]
                 latency = timed(pair[0], pair[1], _device(small), seconds)
         except Exception as error:  # a compiler or an exporter raises whatever it raises
@@ -78,20 +75,6 @@ def runtimes(
         else:
             found.append(Runtime(name, said, latency))
     return tuple(found)
-
-
-@contextmanager
-def _quiet() -> Any:
-    """Exporters talk."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
 
 
 def _eager(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], place: Path) -> Callable[[], Any]:

@@ -12,6 +12,9 @@ from coreprune.report.turns import Latency
 
 __all__ = ["Line", "lines", "measured_on", "seconds_text", "speed_html", "speed_text"]
 
+#: how far apart, as a share of the median, the middle half of the runs may lie before it is said
+STEADY = 0.2
+
 
 @dataclass(frozen=True)
 class Line:
@@ -68,7 +71,25 @@ def measured_on(cost: Cost) -> str:
             "with a cache of keys and values, the likeliest each time; both of one sequence, medians of "
             f"{g.reading.runs} and {g.writing.runs} runs in turns."
         )
+    apart = _apart(cost)
+    if apart > STEADY:
+        words += (
+            f" The middle half of the runs lay up to {apart:.0%} apart, as on a machine that is busy: measure again when "
+            "it rests."
+        )
     return words
+
+
+def _apart(cost: Cost) -> float:
+    """The widest middle half of all that was timed, as a share of its median."""
+    timed = [cost.latency, *(one.latency for one in cost.runtimes if one.latency)]
+    if cost.generation is not None:
+        timed += [cost.generation.reading, cost.generation.writing]
+    return max(
+        (high - low) / max(middle, 1e-12)
+        for one in timed
+        for (low, high), middle in ((one.before_quartiles, one.before), (one.after_quartiles, one.after))
+    )
 
 
 def speed_text(cost: Cost, names: tuple[str, str] = ("dense", "small")) -> str:

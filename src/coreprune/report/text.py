@@ -21,6 +21,8 @@ __all__ = [
     "wrap",
 ]
 
+NAMED = 4  # sites that are named of those left whole
+
 
 def bytes_text(count: int) -> str:
     """Bytes in the unit that suits them.
@@ -45,7 +47,7 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
             cut.site.name,
             f"{cut.site.units}",
             f"{cut.kept.numel()}",
-            cut.site.activation,
+            cut.site.activation if cut.site.kind in {"linear", "gated", "conv"} else "-",
             f"{cut.evidence['relative_error']:.1%}" if "relative_error" in cut.evidence else "-",
             f"{cut.evidence['chebyshev_error']:.3g}" if "chebyshev_error" in cut.evidence else "-",
         ]
@@ -69,10 +71,21 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
         ),
         *([f"outputs: {outputs_text(recipe['outputs'])}"] if recipe.get("outputs") else []),
         *([f"massive units: {outliers}"] if outliers else []),
+        *_whole(plan),
         *_notes(plan),
         *_trained(recipe.get("distilled")),
     ]
     return "\n".join(line for text in lines for line in wrap(text))
+
+
+def _whole(plan: Plan) -> list[str]:
+    """The sites that could be cut and were not."""
+    cut = {one.site.name for one in plan.cuts}
+    names = [str(known[0]) for known in plan.recipe.get("sites") or () if known[0] not in cut]
+    if not names or not cut:
+        return []
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return [f"left whole: {', '.join(names[:NAMED])}{more}"]
 
 
 def prior_text(recipe: Mapping[str, Any]) -> str:
@@ -148,8 +161,8 @@ def _notes(plan: Plan) -> list[str]:
         ]
     lines = [
         "error: predicted root mean square error of what the site's readers get, all cuts up to it included, as a "
-        "share of its own spread, for inputs of the prior; exact at the first site, behind it under the Gaussian "
-        "closure. 95 % within: no single output is off by more in over 5 % of such inputs (Chebyshev). "
+        "share of its own spread, for inputs of the prior; exact at the network's first hidden layer, behind it under "
+        "the Gaussian closure. 95 % within: no single output is off by more in over 5 % of such inputs (Chebyshev). "
         "'coreprune verify' recomputes both and adds the worst case."
     ]
     bounds = [cut for cut in plan.cuts if "theorem_error" in cut.evidence]
