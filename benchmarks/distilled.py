@@ -64,7 +64,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
     parser.add_argument("--remove", type=float, default=0.2, help="share of every FFN's units (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=340, help="of training, 8 x 128 tokens each (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=340, help="of training, 8 x 128 tokens each (default: %(default)s)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     bench = NETWORKS["smollm2"].load(args.data)

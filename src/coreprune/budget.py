@@ -373,7 +373,7 @@ def _whole(count: object) -> bool:
 def check_fraction(fraction: float) -> None:
     """Raise InvalidInputError unless it is a number in [0, 1)."""
     if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 <= fraction < 1:
-        meant = isinstance(fraction, numbers.Real) and 1 < fraction < 100  # noqa: PLR2004
+        meant = isinstance(fraction, numbers.Real) and 1 < fraction < 100
         hint = f"; {float(fraction):g} per cent are {float(fraction) / 100:g}" if meant else ""
         raise InvalidInputError(
             f"remove={fraction!r} was asked: give the fraction to remove, at least 0 and below 1{hint}"

@@ -162,7 +162,7 @@ def _example_for(model: nn.Module, shape: str | None) -> Any:
     if given is None:
         return huggingface.example_inputs(model)
     reads = getattr(model, "main_input_name", "") == "input_ids"
-    if not reads or given.dim() != 2:  # noqa: PLR2004
+    if not reads or given.dim() != 2:
         return given
     return huggingface.example_inputs(model, batch=given.shape[0], length=given.shape[1])
 

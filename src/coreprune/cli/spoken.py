@@ -18,7 +18,7 @@ _PHRASES = (
      r" on the command line its shape \(--input\)", "give the shape of a batch as the model takes it"),
     (r"give one batch as the network takes it, on the command line its shape \(--input\)",
      "give the shape of a batch as the network takes it: --input"),
-    (r"\b(pass|give) (the )?example_inputs( as a dict of keyword arguments)?", "cut it from Python, with example_inputs"),
+    (r"\b(pass|give) (the )?example_inputs( as a dict of keyword arguments)?", "cut from Python with example_inputs"),
     (r"\bgive (inputs|data)=", r"call coreprune from Python with \1="),
     (r",? (or|and) data=", ""),
     (r"\bexample_inputs of shape", "--input of shape"),

@@ -25,6 +25,7 @@ from coreprune.errors import CorepruneError, UnsupportedModelError
 from coreprune.maths.layer import Coreset, Thin
 from coreprune.model.capture import Arguments, Captured, capture, evaluating, first_line
 from coreprune.model.groups import alike
+from coreprune.model.record import Shapes
 from coreprune.model.site import Inspection, Tap
 from coreprune.model.tensors import tensors_of
 from coreprune.plan import Cut, Plan
@@ -341,7 +342,8 @@ def _runs(module: nn.Module, captured: Captured) -> bool:
     expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
     args, kwargs = _on_meta(captured.arguments)
     try:
-        outputs = functional_call(module, _on_meta(tensors_of(module)), args, kwargs)
+        with Shapes():
+            outputs = functional_call(module, _on_meta(tensors_of(module)), args, kwargs)
     except Exception:  # a module raises whatever its code raises, and some need values
         return False
     shapes = [[tuple(v.shape) for v in each if _floating(v)] for each in (pytree.tree_leaves(outputs), expected)]

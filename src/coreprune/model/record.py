@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.model.tensors import tensors_of
 
-__all__ = ["recorded"]
+__all__ = ["Shapes", "recorded"]
 
 _aten = torch.ops.aten
 #: an operator and its arguments, from the arguments of a function
@@ -146,6 +146,8 @@ _FUNCTIONS: dict[Any, Callable[..., _Call]] = {
     F.linear: _same(_aten.linear.default),
     F.avg_pool2d: _same(_aten.avg_pool2d.default),
 }
+#: those of them that give what they are given, and take many steps on shapes
+_QUICK = {F.batch_norm, F.relu, F.silu, F.hardswish, F.hardsigmoid}
 #: methods that ask a tensor for something that is no tensor, beside its attributes
 _ASKING = {Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.__len__, Tensor.is_floating_point}
 _WEIGHTED = {_aten.conv2d.default, _aten.linear.default}
@@ -253,6 +255,24 @@ class _Recorder(TorchFunctionMode):
         result = _shaped(operator, trimmed)
         self._noted("call_function", operator, tuple(nodes), operator.overloadpacket.__name__, result)
         return result
+
+
+class Shapes(TorchFunctionMode):
+    """Context in which BatchNorms and activations on the meta device give shapes without PyTorch's many steps.
+
+    Example:
+        >>> with torch.no_grad(), Shapes():
+        ...     nn.BatchNorm1d(3, device="meta").eval()(torch.empty(2, 3, device="meta")).shape
+        torch.Size([2, 3])
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """One function of PyTorch."""
+        kwargs = kwargs or {}
+        if func in _QUICK and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            operator, given = _FUNCTIONS[func](*args, **kwargs)
+            return given[0] if operator.overloadpacket.__name__.endswith("_") else _shaped(operator, given)
+        return func(*args, **kwargs)
 
 
 def _shaped(operator: Any, args: Sequence[Any]) -> Any:

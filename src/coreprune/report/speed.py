@@ -74,8 +74,8 @@ def measured_on(cost: Cost) -> str:
     apart = _apart(cost)
     if apart > STEADY:
         words += (
-            f" The middle half of the runs lay up to {apart:.0%} apart, as on a machine that is busy: measure again when "
-            "it rests."
+            f" The middle half of the runs lay up to {apart:.0%} apart, as on a machine that is busy: measure again "
+            "when it rests."
         )
     return words
 

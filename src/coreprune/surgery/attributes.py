@@ -225,18 +225,26 @@ def follow(model: nn.Module, cuts: Iterable[Shrunk]) -> list[Followed]:
             continue
         table = _HEADS if site.kind == "heads" else _WIDTHS
         for path, module in _around(modules, site):
+            names = _held(module, table, config=site.kind == "heads")
+            if not names:
+                continue
             around = _Around(site.units, kept, _columns(site, path, tensors), _clear(site, tensors))
-            for one in _changes(path, module, table, around, config=site.kind == "heads"):
+            for one in _changes(path, module, names, table, around):
                 found.setdefault((one.module, one.attribute), one)
     return list(found.values())
 
 
+def _held(module: nn.Module, table: Mapping[str, Rule], *, config: bool) -> list[str]:
+    """Names in the table that a module holds, and fields of a configuration that it reads."""
+    fields = _CONFIGURED.get(type(module).__name__, ()) if config else ()
+    return [*(name for name in table if name in vars(module)), *(f"config.{name}" for name in fields)]
+
+
 def _changes(
-    path: str, module: nn.Module, table: Mapping[str, Rule], around: _Around, *, config: bool
+    path: str, module: nn.Module, names: Iterable[str], table: Mapping[str, Rule], around: _Around
 ) -> Iterator[Followed]:
     """The attributes of one module that change."""
-    fields = [f"config.{name}" for name in _CONFIGURED.get(type(module).__name__, ())] if config else []
-    for name in [*(name for name in table if name in vars(module)), *fields]:
+    for name in names:
         rule = table[name.removeprefix("config.")]
         value = value_of(module, name)
         if isinstance(value, int) and not isinstance(value, bool):
