@@ -49,6 +49,13 @@ class Cut:
         """Indices of the kept units, (k,) int64, ascending."""
         return self.coresets[0].indices
 
+    def lost(self, at: Location) -> Tensor:
+        """Where the units that go lie on the axis of a location of the site, ascending for each unit, int64."""
+        gone = torch.ones(self.site.units, dtype=torch.bool)
+        gone[self.kept.cpu()] = False
+        lost: Tensor = at.entries(self.site.units)[gone].flatten()
+        return lost
+
     def to(self, dtype: torch.dtype) -> Cut:
         """The cut with its matrices in another precision."""
 

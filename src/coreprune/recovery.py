@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from coreprune.engine.distill import LOSSES, Supply, Training, agreement_of, train
 from coreprune.engine.inputs import Prior, check_prior, named, prior_of, settled
 from coreprune.engine.local import Progress, generator_for
-from coreprune.engine.picking import automatic
+from coreprune.engine.picking import picked
 from coreprune.engine.probes import synthesise
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.model.capture import Arguments, Captured, rebuilt, rows_of
@@ -132,7 +132,7 @@ def recovered(
     for model in (small, dense):
         plain_module(model)
         check_finite(model.state_dict())
-    supply, said, own = _supply(dense, recipe, wish)
+    supply, said, own, reason = _supply(dense, recipe, wish)
     agreement = agreement_of(dense, supply.held, wish.loss)
     settings = {
         "steps": int(wish.steps),
@@ -152,6 +152,7 @@ def recovered(
     trained, before, after = train(small, dense, supply, agreement, how)
     held = sum(rows_of(call) for call in supply.held)
     measured = {"measured": LOSSES[agreement.kind], "held_out": held, "before": before, "after": after}
+    measured |= {} if reason is None else {"prior_reason": reason}
     return trained, settings | measured
 
 
@@ -176,15 +177,25 @@ def _check(small: Any, dense: Any, wish: Wish) -> None:
         raise InvalidInputError(f"data={wish.data!r} was given: give a loader, or a list of batches")
 
 
-def _supply(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Supply, str, bool]:
-    """Inputs to train on, where they come from in words, and whether they are the user's."""
+class _Supplied(NamedTuple):
+    """Inputs, where they come from in words, whether they are the user's, and why the prior was picked if it was."""
+
+    supply: Supply
+    said: str
+    own: bool
+    reason: str | None = None
+
+
+def _supply(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> _Supplied:
+    """Inputs to train on."""
     law: Prior | str = Data(wish.data) if wish.data is not None else wish.prior
     if isinstance(law, Data):
-        return _pool(law, None, wish), law.said, True
+        return _Supplied(_pool(law, None, wish), law.said, True)
     captured, radius = _captured(dense, recipe, wish)
+    reason = None
     if law == "auto":
         known = recipe.get("prior_values") if radius is not None else None
-        law = Gaussian.from_json(known) if known else automatic(dense, captured)
+        law, reason = (Gaussian.from_json(known), None) if known else picked(dense, captured)
     law = named(law)
     assert not isinstance(law, Data)
     if isinstance(law, NormLayer):
@@ -195,7 +206,8 @@ def _supply(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Su
         features = captured.arguments[0][0].shape[-1] if radius is not None else 0
         said = law.named(features, radius) if radius is not None else prior_of(law).split(" through ")[0]
         mean, std = _scale(law, features, radius)
-        return Noise(captured, mean, std, tuple(law.scales), int(wish.batch), int(wish.seed)), said, False
+        noise = Noise(captured, mean, std, tuple(law.scales), int(wish.batch), int(wish.seed))
+        return _Supplied(noise, said, False, reason)
     drawn = settled(law, dense, captured, int(wish.seed), wish.progress)[0]
     assert isinstance(drawn, Data)
     other: Data | None = None
@@ -208,7 +220,7 @@ def _supply(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Su
         found = settled(fewer, dense, captured, int(wish.seed) + 1, wish.progress)[0]
         assert isinstance(found, Data)
         other = found
-    return _pool(drawn, other, wish), drawn.said, drawn.data_used
+    return _Supplied(_pool(drawn, other, wish), drawn.said, drawn.data_used, reason)
 
 
 def _captured(dense: nn.Module, recipe: Mapping[str, Any], wish: Wish) -> tuple[Captured, float | None]:

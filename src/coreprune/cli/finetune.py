@@ -28,6 +28,7 @@ from coreprune.plan import Plan
 from coreprune.priors.text import Text
 from coreprune.reading import FORMAT, load, read_structure, state_of
 from coreprune.report.card import card
+from coreprune.report.text import prior_text, wrap
 from coreprune.result import Pruned
 
 __all__ = ["finetune"]
@@ -102,7 +103,8 @@ def finetune(
     if as_json:
         click.echo(dumped(numbers_of(out, source.directory).to_json() | {"distilled": facts}))
         return
-    click.echo(f"{facts['steps']:,} steps of {facts['batch']} inputs: {facts['prior']}")
+    steps = f"{facts['steps']:,} steps of {facts['batch']} inputs"
+    click.echo("\n".join(wrap(f"{steps}: {prior_text(facts)}")))
     click.echo(f"data used to train: {'yes' if facts['data_used'] else 'no'}")
     click.echo(f"loss: {facts['measured']}")
     click.echo(f"on {facts['held_out']} inputs held out: {facts['before']:.4g} -> {facts['after']:.4g}")

@@ -108,9 +108,7 @@ def as_cut(cuts: Sequence[Cut], tensors: Mapping[str, Tensor]) -> dict[str, Tens
         for reader in cut.site.readers:
             at = reader.weight
             whole = torch.ones(tensors[at.tensor].shape[at.axis], dtype=torch.bool)
-            gone = torch.ones(cut.site.units, dtype=torch.bool)
-            gone[cut.kept.cpu()] = False
-            left.setdefault((at.tensor, at.axis), whole)[at.entries(cut.site.units)[gone].flatten()] = False
+            left.setdefault((at.tensor, at.axis), whole)[cut.lost(at)] = False
     for (name, axis), alive in left.items():
         value = small[name]
         shape = list(value.shape)

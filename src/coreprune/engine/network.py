@@ -35,6 +35,7 @@ from coreprune.maths.readers import (
     pooled_energy,
     replace_for,
     spread,
+    squares,
     weighed,
 )
 from coreprune.maths.select import Path
@@ -289,8 +290,7 @@ def _outgoing(weight: Tensor, reader: Reader, units: int) -> Tensor:
 
 def _energies(tensors: Mapping[str, Tensor], reader: Reader, site: Site) -> Tensor:
     """‖W_:j‖² of every entry of a reader, (n·b,)."""
-    W = _outgoing(tensors[reader.weight.tensor], reader, site.units)
-    return W.float().square().flatten(0, -2).sum(0)
+    return squares(_outgoing(tensors[reader.weight.tensor], reader, site.units))
 
 
 def _layer(site: Site, makers: tuple[Maker, ...], tensors: Mapping[str, Tensor], radius: float) -> Layer:

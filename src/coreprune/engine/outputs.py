@@ -42,7 +42,7 @@ from coreprune.priors.zipf import Zipf
 
 __all__ = ["MEASURES", "Amount", "Held", "Outputs", "at_hand", "compared", "held_out"]
 
-TOGETHER = 1024  # tokens of a call
+TOGETHER = 512  # tokens of a call
 SHORTEST = 16  # tokens of a sequence that was halved
 LITTLE = 1e10  # floating operations that noise may take where nobody asked for figures
 _NUMBERS = 2**21  # numbers of both outputs that are compared at a time

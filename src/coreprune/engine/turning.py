@@ -292,10 +292,7 @@ def _places(cut: Cut, name: str, dense: Tensor) -> tuple[Tensor, ...]:
     alive = [torch.arange(size) for size in dense.shape]
     for at in dict.fromkeys(cut.site.locations):
         if at.tensor == name:
-            gone = torch.ones(cut.site.units, dtype=torch.bool)
-            gone[cut.kept.cpu()] = False
-            lost = at.entries(cut.site.units)[gone].flatten()
-            alive[at.axis] = alive[at.axis][~torch.isin(alive[at.axis], lost)]
+            alive[at.axis] = alive[at.axis][~torch.isin(alive[at.axis], cut.lost(at))]
     return torch.meshgrid(*alive, indexing="ij")
 
 

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from coreprune.maths.lowrank import LowRank
 from coreprune.maths.readers import Reading
 from coreprune.maths.select import Path
 
@@ -48,7 +47,7 @@ def brought(readings: Sequence[Reading], units: int) -> Tensor:
     """
     total = torch.zeros(units, dtype=torch.float64)
     for reading in readings:
-        energy = reading.covariance.diagonal().double() * _squares(reading).double()
+        energy = reading.covariance.diagonal().double() * reading.squares.double()
         each = energy.reshape(units, reading.block).sum(1).cpu()
         total += each / each.sum().clamp(min=1e-300)
     return total
@@ -92,14 +91,3 @@ def first_of(path: Path, units: int, keep: int, first: Tensor) -> Tensor:
     ranked = torch.cat([first, ranked, torch.arange(units, device=ranked.device)])
     seen: dict[int, None] = dict.fromkeys(ranked.tolist())
     return torch.tensor(list(seen)[:keep], dtype=torch.int64, device=ranked.device).sort().values
-
-
-def _squares(reading: Reading) -> Tensor:
-    """‖W_:j‖² of every entry, (n·b,): the diagonal of M, which is not formed for it where units are many."""
-    if isinstance(reading.covariance, LowRank):
-        flat = reading.outgoing.reshape(-1, reading.mean.numel())
-        total = reading.mean.new_zeros(reading.mean.numel())
-        for rows in flat.split(256):
-            total += rows.to(total).square().sum(0)
-        return total
-    return reading.gram.diagonal()

@@ -40,7 +40,18 @@ from coreprune.maths.reweight import RIDGE, solve
 from coreprune.maths.select import Path
 from coreprune.maths.streaming import squared
 
-__all__ = ["Reading", "choose", "energies", "errors", "kept_of", "pooled_energy", "replace_for", "spread", "weighed"]
+__all__ = [
+    "Reading",
+    "choose",
+    "energies",
+    "errors",
+    "kept_of",
+    "pooled_energy",
+    "replace_for",
+    "spread",
+    "squares",
+    "weighed",
+]
 
 #: entries of a reader up to which several are worked on together
 TOGETHER = 256
@@ -78,6 +89,11 @@ class Reading:
         return total
 
     @cached_property
+    def squares(self) -> Tensor:
+        """‖W_:j‖² of every entry, (n·b,): the diagonal of M, which is not formed for it where samples are few."""
+        return squares(self.outgoing).to(self.mean) if isinstance(self.covariance, LowRank) else self.gram.diagonal()
+
+    @cached_property
     def energy(self) -> float:
         """E‖W(h − E h)‖² = tr M G."""
         G = self.covariance
@@ -113,6 +129,20 @@ def weighed(reading: Reading, M: Tensor) -> Reading:
     else:
         A = _root(M)
     return replace(reading, outgoing=A, cost=True)
+
+
+def squares(W: Tensor) -> Tensor:
+    """‖W_:j‖² of every entry, (n·b,), for W of shape (…, n·b).
+
+    Example:
+        >>> squares(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).tolist()
+        [10.0, 4.0]
+    """
+    kind = torch.promote_types(W.dtype, torch.float32)
+    total = W.new_zeros(W.shape[-1], dtype=kind)
+    for piece in W.split(max(1, _CHUNK // max(W[:1].numel(), 1))):
+        total += piece.to(kind).square().flatten(0, -2).sum(0)
+    return total
 
 
 def energies(readings: Sequence[Reading]) -> list[float]:
