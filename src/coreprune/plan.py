@@ -21,7 +21,7 @@ from coreprune.io.checkpoint import read_tensors, write_tensors
 from coreprune.io.directory import new_directory
 from coreprune.io.sidecar import read_json, write_json
 from coreprune.maths.layer import Coreset, Thin
-from coreprune.model.site import Shape, Site
+from coreprune.model.site import Location, Shape, Site
 from coreprune.model.text import table
 from coreprune.surgery.edits import Add, Edit, Mix, Take, constant, edited
 
