@@ -79,6 +79,7 @@ bench: $(VENV)/.bench $(VENV)/.networks
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/vision.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/language.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/language.py --study tokens
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/distilled.py
 	$(BIN)/python benchmarks/publish.py
 
 bench-paper: $(VENV)/.bench

@@ -14,7 +14,7 @@ from coreprune.model.text import refusals
 from coreprune.report.cost import Change
 from coreprune.report.generation import Generation
 from coreprune.report.numbers import Numbers, Row
-from coreprune.report.speed import lines, measured_on, seconds_text
+from coreprune.report.speed import lines, measured_on, seconds_text, unsteady
 from coreprune.report.text import bytes_text, massive_text, outputs_text, prior_text
 
 __all__ = ["page", "write"]
@@ -88,6 +88,7 @@ def page(numbers: Numbers, data: str = "") -> str:
         outputs=outputs_text(numbers.recipe["outputs"]) if numbers.recipe.get("outputs") else "",
         massive=massive_text({row.name: row.massive for row in numbers.sites}),
         measured_on="" if numbers.cost is None else measured_on(numbers.cost),
+        unsteady="" if numbers.cost is None else unsteady(numbers.cost),
         wide=figures.widths_wide(numbers) if numbers.sites else "",
         narrow=figures.widths_narrow(numbers) if numbers.sites else "",
         groups=groups,

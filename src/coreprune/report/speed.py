@@ -10,7 +10,7 @@ from coreprune.report.cost import Cost
 from coreprune.report.text import table, wrap
 from coreprune.report.turns import Latency
 
-__all__ = ["Line", "lines", "measured_on", "seconds_text", "speed_html", "speed_text"]
+__all__ = ["Line", "lines", "measured_on", "seconds_text", "speed_html", "speed_text", "unsteady"]
 
 #: how far apart, as a share of the median, the middle half of the runs may lie before it is said
 STEADY = 0.2
@@ -71,13 +71,18 @@ def measured_on(cost: Cost) -> str:
             "with a cache of keys and values, the likeliest each time; both of one sequence, medians of "
             f"{g.reading.runs} and {g.writing.runs} runs in turns."
         )
+    return words + unsteady(cost)
+
+
+def unsteady(cost: Cost) -> str:
+    """A sentence that says so, where the times are those of a machine that is busy; empty where they are not."""
     apart = _apart(cost)
-    if apart > STEADY:
-        words += (
-            f" The middle half of the runs lay up to {apart:.0%} apart, as on a machine that is busy: measure again "
-            "when it rests."
-        )
-    return words
+    if apart <= STEADY:
+        return ""
+    return (
+        f" The middle half of the runs lay up to {apart:.0%} apart, as on a machine that is busy: measure again when "
+        "it rests."
+    )
 
 
 def _apart(cost: Cost) -> float:
