@@ -152,8 +152,8 @@ def _distilled() -> str:
         "|---|---|---|",
         *(f"| {name} | {one['news']:.2f} | {one['adventure']:.2f} |" for name, one in rows),
         "",
-        f"Perplexity on 8,192 tokens each. {facts['measured'].capitalize()}, on {facts['held_out']} sequences held out: "
-        f"{facts['before']:.3f} before, {facts['after']:.3f} after.",
+        f"Perplexity on 8,192 tokens each. {facts['measured'][:1].upper()}{facts['measured'][1:]}, on "
+        f"{facts['held_out']} sequences held out: {facts['before']:.3f} before, {facts['after']:.3f} after.",
         "",
     ]
     return "\n".join(lines)

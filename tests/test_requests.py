@@ -168,3 +168,14 @@ def test_data_in_batches_of_another_size_than_the_example():
     model, given = network("bert")
     asked = {"units": {"bert.encoder.layer.0.intermediate.dense": 24}}
     assert cp.plan(model, given, data=[few_words(5, 1)], **asked).kept == asked["units"]
+
+
+@pytest.mark.parametrize("turned_round", [False, True])
+def test_data_need_not_say_again_what_the_example_fixes_nor_in_its_order(turned_round):
+    model, given = network("llama")
+    batch = {"attention_mask": torch.ones(2, 7, dtype=torch.int64), **few_words(2, 1)}
+    example = dict(reversed(batch.items())) if turned_round else batch
+    plans = [cp.plan(model, example, data=[one], remove=HALF) for one in (batch, {**batch, "use_cache": False})]
+    assert all(torch.equal(a.kept, b.kept) for a, b in zip(plans[0].cuts, plans[1].cuts, strict=True))
+    with pytest.raises(InvalidInputError, match="other arguments"):
+        cp.plan(model, example, data=[{"input_ids": batch["input_ids"]}], remove=HALF)

@@ -136,11 +136,15 @@ def _rows(value: Any, own: int, batch: int, device: str | torch.device) -> Any:
 def fitting(captured: Captured, call: Arguments) -> Iterator[Arguments]:
     """A call in batches that the graph can be run on: as it is, or cut into batches of the example's size.
 
-    What is left over after the last whole batch is dropped.
+    What is left over after the last whole batch is dropped. Keyword arguments of the example that are no tensors,
+    such as `use_cache=False`, need not be given again.
 
     Raises:
         InvalidInputError: it has fewer inputs than the example, or other arguments.
     """
+    example = captured.arguments[1]
+    given = {name: v for name, v in example.items() if v is None or isinstance(v, (bool, int, float, str))} | call[1]
+    call = call[0], {name: given[name] for name in example if name in given} | given
     leaves, spec = pytree.tree_flatten(call)
     if spec != pytree.tree_structure(captured.arguments):
         raise InvalidInputError("the data have other arguments than example_inputs: give both in the same form")
