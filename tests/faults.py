@@ -229,10 +229,12 @@ FAULTS = [
         .clamp(min=0) + gap.square(), variance
         .clamp(min=0), variance
         """),
-    *_of("maths/readers.py", "tests/maths/test_readers.py", rows="""
+    *_of("maths/reading.py", "tests/maths/test_readers.py", rows="""
         Reading.gram | only the last piece of a large weight counts
         total += squared(
         total[:] = squared(
+        """),
+    *_of("maths/readers.py", "tests/maths/test_readers.py", rows="""
         replace_for | the constant is the mean itself
         m - T @ m[_entries(kept, b)] if reading.constant
         m if reading.constant
@@ -410,13 +412,7 @@ FAULTS = [
         *([site.bias] if there else [])]
         """),
     # ------------------------------------------------------------ the check after every cut
-    *_of("engine/equivalence.py", *EQUIVALENCE, rows="""
-        require | a thousandth is taken for rounding
-        if not difference <= tolerance
-        if not difference <= 1e-3
-        check | only the last graph counts
-        worst = max(worst, _difference(dense, small_model, captured, pairs, tensors64))
-        worst = _difference(dense, small_model, captured, pairs, tensors64)
+    *_of("engine/masking.py", *EQUIVALENCE, rows="""
         reconstructed | the constant is forgotten
         mix @ left + offset
         mix @ left
@@ -426,6 +422,14 @@ FAULTS = [
         _spread_out | entries of a unit and units change places
         torch.kron(mix, torch.eye(each, dtype=mix.dtype, device=mix.device))
         torch.kron(torch.eye(each, dtype=mix.dtype, device=mix.device), mix)
+        """),
+    *_of("engine/equivalence.py", *EQUIVALENCE, rows="""
+        require | a thousandth is taken for rounding
+        if not difference <= tolerance
+        if not difference <= 1e-3
+        check | only the last graph counts
+        worst = max(worst, _difference(dense, small_model, captured, pairs, tensors64))
+        worst = _difference(dense, small_model, captured, pairs, tensors64)
         _replaced | the small module keeps the tensors of the check
         table[leaf] = old
         saved = []
@@ -465,7 +469,7 @@ FAULTS = [
     # ------------------------------------------------------------ massive units
     *_of("maths/outliers.py", "tests/maths/test_outliers.py", "tests/engine/test_massive.py", rows="""
         brought | what a reader weighs is forgotten
-        reading.covariance.diagonal().double() * _squares(reading).double()
+        reading.covariance.diagonal().double() * reading.squares.double()
         reading.covariance.diagonal().double()
         brought | the largest reader decides
         each / each.sum().clamp(min=1e-300)

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from coreprune.maths.activation import Activation, activation
 from coreprune.maths.layer import Coreset, Layer
-from coreprune.maths.readers import Reading, energies, errors, replace_for
+from coreprune.maths.readers import energies, errors, replace_for
+from coreprune.maths.reading import Reading
 from coreprune.maths.select import Path as Chosen
 
 #: the methods this suite speaks about; new ones bring tests of their own

@@ -172,7 +172,7 @@ def test_data_in_batches_of_another_size_than_the_example():
 
 @pytest.mark.parametrize("turned_round", [False, True])
 def test_data_need_not_say_again_what_the_example_fixes_nor_in_its_order(turned_round):
-    model, given = network("llama")
+    model, _ = network("llama")
     batch = {"attention_mask": torch.ones(2, 7, dtype=torch.int64), **few_words(2, 1)}
     example = dict(reversed(batch.items())) if turned_round else batch
     plans = [cp.plan(model, example, data=[one], remove=HALF) for one in (batch, {**batch, "use_cache": False})]

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 import coreprune as cp
 from coreprune.engine import distill as engine
 from coreprune.engine.distill import Agreement, agreement_of, outputs, rate_at
+from coreprune.engine.supply import HELD, Noise, Pool, pooled
 from coreprune.errors import CheckpointError, InvalidInputError, UnsupportedModelError
 from coreprune.model.capture import rows_of
 from coreprune.priors.data import Data
-from coreprune.recovery import HELD, Noise, Pool, Wish, _pool, distill
+from coreprune.recovery import distill
 
 QUICK = {"steps": 20, "rate": 1e-2}
 
@@ -279,7 +280,7 @@ def test_the_rate_rises_and_falls():
 
 def test_a_pool_gives_every_input_once_a_round_and_keeps_others_back():
     short, long = torch.arange(30.0)[:, None], 100 + torch.arange(18.0)[:, None].expand(-1, 2)
-    pool = _pool(Data([short[:17], long, short[17:]]), None, Wish(batch=4, steps=100))
+    pool = pooled(Data([short[:17], long, short[17:]]), None, steps=100, size=4, seed=0)
     assert isinstance(pool, Pool)
     kept = sorted(float(v) for (x,), _ in pool.held for v in x[:, 0])
     everything = sorted([*short[:, 0].tolist(), *long[:, 0].tolist()])

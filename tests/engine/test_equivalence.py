@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 import coreprune as cp
 from coreprune.engine import double, equivalence
 from coreprune.engine.double import Double
-from coreprune.engine.equivalence import check, reconstructed, require
+from coreprune.engine.equivalence import check, require
+from coreprune.engine.masking import reconstructed
 from coreprune.errors import UnsupportedModelError
 from coreprune.maths.layer import Coreset, Thin
 from coreprune.model.capture import capture

@@ -13,7 +13,8 @@ from coreprune.engine.network import decide_network, surveyed
 from coreprune.engine.runner import run
 from coreprune.engine.sensitivity import sensitivities
 from coreprune.maths.methods import METHODS
-from coreprune.maths.readers import Reading, choose, weighed
+from coreprune.maths.readers import choose
+from coreprune.maths.reading import Reading, weighed
 from coreprune.model.network import discover_network
 from coreprune.model.site import Inspection, Tap
 from coreprune.model.tensors import tensors_of

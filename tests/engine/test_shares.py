@@ -13,9 +13,9 @@ from torch.nn import functional as F
 import coreprune as cp
 from coreprune.budget import allocate
 from coreprune.engine import shares
-from coreprune.engine.equivalence import reconstructed
 from coreprune.engine.inputs import inputs
 from coreprune.engine.local import Request
+from coreprune.engine.masking import reconstructed
 from coreprune.engine.network import decide_network, surveyed
 from coreprune.engine.observe import clipped
 from coreprune.engine.runner import run

@@ -13,7 +13,8 @@ from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset
 from coreprune.maths.lowrank import LowRank, about_zero, changed, forward, replacement, residual
 from coreprune.maths.propagate import Law
-from coreprune.maths.readers import Reading, choose, pooled_energy
+from coreprune.maths.readers import choose, pooled_energy
+from coreprune.maths.reading import Reading
 from coreprune.maths.reweight import replacement as dense_replacement
 from coreprune.maths.select import forward as dense_forward
 from coreprune.maths.shrink import shrunk

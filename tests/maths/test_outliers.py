@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.outliers import FACTOR, TRIMMED, brought, first_of, massive
-from coreprune.maths.readers import Reading, choose, kept_of
+from coreprune.maths.readers import choose, kept_of
+from coreprune.maths.reading import Reading
 from coreprune.maths.select import Path
 
 

@@ -14,7 +14,8 @@ from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import select
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Law
-from coreprune.maths.readers import Reading, choose, errors, kept_of, replace_for
+from coreprune.maths.readers import choose, errors, kept_of, replace_for
+from coreprune.maths.reading import Reading
 
 N = 400
 

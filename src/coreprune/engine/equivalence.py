@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,25 +19,24 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import Double, wide
+from coreprune.engine.masking import reconstructed, tapped
 from coreprune.engine.probes import crops, fits, synthesise
 from coreprune.engine.runner import run
 from coreprune.errors import CorepruneError, UnsupportedModelError
-from coreprune.maths.layer import Coreset, Thin
+from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Arguments, Captured, capture, evaluating, first_line
 from coreprune.model.groups import alike
 from coreprune.model.record import Shapes
 from coreprune.model.site import Inspection, Tap
 from coreprune.model.tensors import tensors_of
-from coreprune.plan import Cut, Plan
+from coreprune.plan import Plan
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
 from coreprune.surgery.edits import edited
 
-__all__ = ["check", "reconstructed", "require", "tapped"]
+__all__ = ["check", "require"]
 
 SEED = 20190704
-#: entries of an operand that are rebuilt at a time
-PIECE = 2**20
 TOLERANCE = 1e-9
 
 
@@ -214,12 +213,6 @@ def _coresets(found: Inspection, plan: Plan) -> list[tuple[Tap, Coreset]]:
     return pairs
 
 
-def tapped(found: Inspection, cut: Cut) -> list[tuple[Tap, Coreset]]:
-    """The taps of a site's readers, each with what stands for the units there."""
-    readers = zip(found.taps[cut.site.name], cut.coresets, strict=True)
-    return [(tap, coreset) for taps, coreset in readers for tap in taps]
-
-
 def _hook(pairs: Sequence[tuple[Tap, Coreset]], double: Double) -> Callable[[Tap, Tensor], Tensor]:
     of = {id(tap): coreset for tap, coreset in pairs}
 
@@ -228,55 +221,6 @@ def _hook(pairs: Sequence[tuple[Tap, Coreset]], double: Double) -> Callable[[Tap
             return reconstructed(wide(value), tap, of[id(tap)])
 
     return hook
-
-
-def reconstructed(value: Tensor, tap: Tap, coreset: Coreset) -> Tensor:
-    """A reader's input with its units replaced by what stands for them.
-
-        x̂_(j,d) = Σ_(s,e) T_(j,d),(s,e) x_(s,e) + t_(j,d)       for every position that shares T
-
-    Args:
-        value: the input; not changed.
-        tap: where the units are in it, entries (n, block, share).
-        coreset: T, (n·block, k·block), and t, (n·block,). With (n, k) and (n,) all entries of a unit share T.
-    """
-    n, block, _ = tap.entries.shape
-    sizes = {coreset.mix.shape[0]} if coreset.mix.dim() > 1 else {n}
-    sizes |= set() if coreset.offset is None else {coreset.offset.numel()}
-    each = max(sizes) // n
-    assert each in {1, block}, f"T of {max(sizes)} rows for {n} units with blocks of {block}"
-    device = value.device
-    entries = tap.entries.to(device).reshape(n, each, -1)
-    kept = coreset.indices.to(device)
-    mix = _spread_out(coreset.mix.to(device, value.dtype), n, each)
-    offset = 0 if coreset.offset is None else coreset.offset.to(device, value.dtype).reshape(-1, 1)
-    if isinstance(offset, Tensor) and offset.numel() < n * each:
-        offset = offset.repeat_interleave(each, 0)
-
-    at, places = entries.flatten(), entries[kept].flatten()
-    result = value.movedim(tap.axis, 0).clone(memory_format=torch.contiguous_format)
-    columns = result.reshape(len(result), -1)
-    many = max(1, PIECE // len(result))
-    for low in range(0, columns.shape[1], many):
-        piece = columns[:, low : low + many]  # one view at a time, which gradients can follow
-        left = piece[places].reshape(kept.numel() * each, -1)
-        if mix.dim() > 1:
-            new = mix @ left + offset
-        else:
-            new = left.new_zeros(n * each, left.shape[1])
-            new.unflatten(0, (n, each))[kept] = (left * cast("Tensor", mix)[:, None]).unflatten(0, (-1, each))
-            new += offset
-        piece[at] = new.reshape(at.numel(), -1)
-    return torch.empty_like(value).copy_(result.movedim(0, tap.axis))
-
-
-def _spread_out(mix: Tensor | Thin, n: int, each: int) -> Tensor | Thin:
-    """T for `each` entries of a unit, where it is given for one."""
-    if isinstance(mix, Thin):
-        return mix
-    if mix.dim() == 1:
-        return mix.repeat_interleave(each)
-    return mix if mix.shape[0] == n * each else torch.kron(mix, torch.eye(each, dtype=mix.dtype, device=mix.device))
 
 
 # ---------------------------------------------------------------- the small side

@@ -27,7 +27,6 @@ from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.lowrank import LowRank, about_zero
 from coreprune.maths.outliers import brought, first_of, massive
 from coreprune.maths.readers import (
-    Reading,
     choose,
     energies,
     errors,
@@ -35,9 +34,8 @@ from coreprune.maths.readers import (
     pooled_energy,
     replace_for,
     spread,
-    squares,
-    weighed,
 )
+from coreprune.maths.reading import Reading, squares, weighed
 from coreprune.maths.select import Path
 from coreprune.maths.shrink import shrunk
 from coreprune.model.capture import Arguments, first_line

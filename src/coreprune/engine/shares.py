@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from coreprune.budget import Widths
-from coreprune.engine.equivalence import reconstructed, tapped
 from coreprune.engine.inputs import forced, inputs
 from coreprune.engine.local import Request
+from coreprune.engine.masking import reconstructed, tapped
 from coreprune.engine.network import Survey, decide_network, spaced
 from coreprune.engine.norms import normed
 from coreprune.engine.precision import reduced

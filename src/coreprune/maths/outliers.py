@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from coreprune.maths.readers import Reading
+from coreprune.maths.reading import Reading
 from coreprune.maths.select import Path
 
 __all__ = ["FACTOR", "brought", "first_of", "massive"]

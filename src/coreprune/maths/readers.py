@@ -20,8 +20,7 @@ Source: 01-maths §3; 02-architecture, decision 5.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, cast
 
@@ -36,12 +35,11 @@ from coreprune.maths.kernel import backwards, completed, goes_forward, replaced,
 from coreprune.maths.layer import Coreset, Layer, Thin
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.propagate import Law
+from coreprune.maths.reading import Reading, inner, root
 from coreprune.maths.reweight import RIDGE, solve
 from coreprune.maths.select import Path
-from coreprune.maths.streaming import squared
 
 __all__ = [
-    "Reading",
     "choose",
     "energies",
     "errors",
@@ -49,100 +47,10 @@ __all__ = [
     "pooled_energy",
     "replace_for",
     "spread",
-    "squares",
-    "weighed",
 ]
 
 #: entries of a reader up to which several are worked on together
 TOGETHER = 256
-_CHUNK = 2**22  # entries of W that are converted at a time
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How one reader sees the units.
-
-    Attributes:
-        outgoing: W, (…, n·b), in any precision: a row for every output and kernel position.
-        mean: of the n·b entries; zero for a reader without a constant.
-        covariance: G of the entries, (n·b, n·b); everything is computed in its precision.
-        block: b, entries of a unit.
-        constant: whether a constant can be put.
-        cost: whether M is what errors cost the whole network, and not the reader's own WᵀW.
-    """
-
-    outgoing: Tensor
-    mean: Tensor
-    covariance: Tensor | LowRank
-    block: int = 1
-    constant: bool = True
-    cost: bool = False
-
-    @cached_property
-    def gram(self) -> Tensor:
-        """M = WᵀW, (n·b, n·b), summed over outputs and kernel positions."""
-        size = self.mean.numel()
-        kind = torch.promote_types(self.outgoing.dtype, torch.float32)
-        total = self.mean.new_zeros(size, size)
-        for piece in self.outgoing.split(max(1, _CHUNK // max(self.outgoing[:1].numel(), 1))):
-            total += squared(piece.movedim(-1, 0).reshape(size, -1).to(kind).T)  # a unit's entries lie together
-        return total
-
-    @cached_property
-    def squares(self) -> Tensor:
-        """‖W_:j‖² of every entry, (n·b,): the diagonal of M, which is not formed for it where samples are few."""
-        return squares(self.outgoing).to(self.mean) if isinstance(self.covariance, LowRank) else self.gram.diagonal()
-
-    @cached_property
-    def energy(self) -> float:
-        """E‖W(h − E h)‖² = tr M G."""
-        G = self.covariance
-        return G.energy(self.matrix) if isinstance(G, LowRank) else _inner(self.gram, G)
-
-    @property
-    def matrix(self) -> Tensor:
-        """W, (p, n·b), in the precision of the rest."""
-        return self.outgoing.reshape(-1, self.mean.numel()).to(self.mean.dtype)
-
-    @property
-    def moments(self) -> Moments:
-        """Of the entries, written out."""
-        G = self.covariance
-        return Moments(self.mean, G.dense() if isinstance(G, LowRank) else G)
-
-
-def weighed(reading: Reading, M: Tensor) -> Reading:
-    """The same, with AᵀA = M in the place of WᵀW: what to choose by, and not what to report.
-
-    Where u = Wᵀg is the gradient of a linear map with few outputs, M = Wᵀ F W, F = E g gᵀ, is of their number's rank:
-
-        F = W⁺ᵀ M W⁺,    A = R W,    RᵀR = F.
-
-    Args:
-        reading: of n·b entries. M: as `coreprune.engine.sensitivity` has it, (n·b, n·b).
-    """
-    M = M.to(reading.mean)
-    W = reading.matrix
-    if len(W) < len(M):
-        inverse = solve(squared(W.T), W.T).T  # (W Wᵀ)⁻¹ W
-        A = _root(inverse @ M @ inverse.T) @ W
-    else:
-        A = _root(M)
-    return replace(reading, outgoing=A, cost=True)
-
-
-def squares(W: Tensor) -> Tensor:
-    """‖W_:j‖² of every entry, (n·b,), for W of shape (…, n·b).
-
-    Example:
-        >>> squares(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).tolist()
-        [10.0, 4.0]
-    """
-    kind = torch.promote_types(W.dtype, torch.float32)
-    total = W.new_zeros(W.shape[-1], dtype=kind)
-    for piece in W.split(max(1, _CHUNK // max(W[:1].numel(), 1))):
-        total += piece.to(kind).square().flatten(0, -2).sum(0)
-    return total
 
 
 def energies(readings: Sequence[Reading]) -> list[float]:
@@ -157,7 +65,7 @@ def pooled_energy(readings: Sequence[Reading]) -> float:
     if _thin(readings):
         _, G, W = _pooled_thin(readings)
         return max(G.energy(W), 1e-30)
-    return max(_inner(*_pooled(readings)), 1e-30)
+    return max(inner(*_pooled(readings)), 1e-30)
 
 
 def spread(coreset: Coreset, block: int) -> Coreset:
@@ -188,11 +96,11 @@ def choose(readings: Sequence[Reading], units: int, keep: int | None = None) -> 
         path = backwards(moments, M, 1 if keep is None else keep)
     else:
         few = len(readings) == 1 and readings[0].outgoing.numel() <= G.numel()
-        W = readings[0].matrix if few else _root(M)
+        W = readings[0].matrix if few else root(M)
         if keep is None:
             keep = max(int(varying(moments).sum()) - 1, 1)
         path = select(Layer(G[:, :0], none, W, activation("identity"), 1.0, Law(moments)), keep)
-    return completed(path, moments, _inner(G, M))
+    return completed(path, moments, inner(G, M))
 
 
 def _few(mean: Tensor, G: LowRank, W: Tensor, keep: int | None) -> Path:
@@ -373,11 +281,6 @@ def _pooled_thin(readings: Sequence[Reading]) -> tuple[Tensor, LowRank, Tensor]:
     return torch.zeros_like(readings[0].mean), G, torch.cat(weights)
 
 
-def _inner(A: Tensor, B: Tensor) -> float:
-    """Tr Aᵀ B."""
-    return float(torch.dot(A.flatten(), B.flatten()))
-
-
 def _inners(A: Tensor, B: Tensor) -> Tensor:
     """Tr Aᵀ B of each, (R,), for A and B of shape (R, …)."""
     return (A.flatten(1) * B.flatten(1)).sum(1)
@@ -389,17 +292,3 @@ def _by_unit(reading: Reading, units: int) -> Reading:
     spread = G.reshape(units, b, units, b).diagonal(dim1=1, dim2=3).sum(-1)
     W = reading.outgoing.unflatten(-1, (units, b)).movedim(-1, 0)
     return Reading(W, reading.mean.reshape(units, b).mean(1), spread, 1, reading.constant)
-
-
-def _root(M: Tensor) -> Tensor:
-    """W with WᵀW = M, (n, n)."""
-    level = torch.finfo(torch.float32).eps  # weights are no more precise
-    scale = max(float(M.diagonal().mean()), 1e-30)
-    while True:
-        R = M / scale
-        R.diagonal().add_(level)
-        W, failed = torch.linalg.cholesky_ex(R, upper=True)
-        if not failed:
-            root: Tensor = W * scale**0.5
-            return root
-        level *= 10

@@ -1,0 +1,132 @@
+"""One reader of a site: its weights W, and the moments of the units as it gets them.
+
+    M = WᵀW,        E‖W(h − E h)‖² = tr M G
+
+A reader without an exact place for a constant has second moments about zero for G and no mean. A convolution is read
+position by position: M sums over the kernel.
+
+Source: 01-maths §3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from coreprune.maths.gram import Moments
+from coreprune.maths.lowrank import LowRank
+from coreprune.maths.reweight import solve
+from coreprune.maths.streaming import squared
+
+__all__ = ["Reading", "inner", "root", "squares", "weighed"]
+
+_CHUNK = 2**22  # entries of W that are converted at a time
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one reader sees the units.
+
+    Attributes:
+        outgoing: W, (…, n·b), in any precision: a row for every output and kernel position.
+        mean: of the n·b entries; zero for a reader without a constant.
+        covariance: G of the entries, (n·b, n·b); everything is computed in its precision.
+        block: b, entries of a unit.
+        constant: whether a constant can be put.
+        cost: whether M is what errors cost the whole network, and not the reader's own WᵀW.
+    """
+
+    outgoing: Tensor
+    mean: Tensor
+    covariance: Tensor | LowRank
+    block: int = 1
+    constant: bool = True
+    cost: bool = False
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """M = WᵀW, (n·b, n·b), summed over outputs and kernel positions."""
+        size = self.mean.numel()
+        kind = torch.promote_types(self.outgoing.dtype, torch.float32)
+        total = self.mean.new_zeros(size, size)
+        for piece in self.outgoing.split(max(1, _CHUNK // max(self.outgoing[:1].numel(), 1))):
+            total += squared(piece.movedim(-1, 0).reshape(size, -1).to(kind).T)  # a unit's entries lie together
+        return total
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """‖W_:j‖² of every entry, (n·b,): the diagonal of M, which is not formed for it where samples are few."""
+        return squares(self.outgoing).to(self.mean) if isinstance(self.covariance, LowRank) else self.gram.diagonal()
+
+    @cached_property
+    def energy(self) -> float:
+        """E‖W(h − E h)‖² = tr M G."""
+        G = self.covariance
+        return G.energy(self.matrix) if isinstance(G, LowRank) else inner(self.gram, G)
+
+    @property
+    def matrix(self) -> Tensor:
+        """W, (p, n·b), in the precision of the rest."""
+        return self.outgoing.reshape(-1, self.mean.numel()).to(self.mean.dtype)
+
+    @property
+    def moments(self) -> Moments:
+        """Of the entries, written out."""
+        G = self.covariance
+        return Moments(self.mean, G.dense() if isinstance(G, LowRank) else G)
+
+
+def weighed(reading: Reading, M: Tensor) -> Reading:
+    """The same, with AᵀA = M in the place of WᵀW: what to choose by, and not what to report.
+
+    Where u = Wᵀg is the gradient of a linear map with few outputs, M = Wᵀ F W, F = E g gᵀ, is of their number's rank:
+
+        F = W⁺ᵀ M W⁺,    A = R W,    RᵀR = F.
+
+    Args:
+        reading: of n·b entries. M: as `coreprune.engine.sensitivity` has it, (n·b, n·b).
+    """
+    M = M.to(reading.mean)
+    W = reading.matrix
+    if len(W) < len(M):
+        inverse = solve(squared(W.T), W.T).T  # (W Wᵀ)⁻¹ W
+        A = root(inverse @ M @ inverse.T) @ W
+    else:
+        A = root(M)
+    return replace(reading, outgoing=A, cost=True)
+
+
+def squares(W: Tensor) -> Tensor:
+    """‖W_:j‖² of every entry, (n·b,), for W of shape (…, n·b).
+
+    Example:
+        >>> squares(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).tolist()
+        [10.0, 4.0]
+    """
+    kind = torch.promote_types(W.dtype, torch.float32)
+    total = W.new_zeros(W.shape[-1], dtype=kind)
+    for piece in W.split(max(1, _CHUNK // max(W[:1].numel(), 1))):
+        total += piece.to(kind).square().flatten(0, -2).sum(0)
+    return total
+
+
+def inner(A: Tensor, B: Tensor) -> float:
+    """Tr Aᵀ B."""
+    return float(torch.dot(A.flatten(), B.flatten()))
+
+
+def root(M: Tensor) -> Tensor:
+    """W with WᵀW = M, (n, n)."""
+    level = torch.finfo(torch.float32).eps  # weights are no more precise
+    scale = max(float(M.diagonal().mean()), 1e-30)
+    while True:
+        R = M / scale
+        R.diagonal().add_(level)
+        W, failed = torch.linalg.cholesky_ex(R, upper=True)
+        if not failed:
+            root: Tensor = W * scale**0.5
+            return root
+        level *= 10
