@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import coreprune as cp
-from coreprune.engine import double, equivalence
+from coreprune.engine import double, equivalence, masking
 from coreprune.engine.double import Double
 from coreprune.engine.equivalence import check, require
 from coreprune.engine.masking import reconstructed
@@ -199,7 +199,7 @@ def loops(value, entries, kept, T, t):
 
 @pytest.mark.parametrize("block,share", [(1, 1), (1, 3), (2, 1), (2, 3)])
 def test_reconstruction_is_the_formula(block, share, monkeypatch):
-    monkeypatch.setattr(equivalence, "PIECE", 20)
+    monkeypatch.setattr(masking, "PIECE", 20)
     n, kept = 4, torch.tensor([1, 3])
     entries = torch.randperm(n * block * share + 2, generator=torch.Generator().manual_seed(0))[2:].reshape(
         n, block, share

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import energy, error, normal, optimal, random_layer
 
-from coreprune.maths import readers as readers_module
+from coreprune.maths import reading as reading_module
 from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import select
 from coreprune.maths.layer import Coreset, Layer
@@ -254,6 +254,6 @@ def test_a_path_that_adds_is_filled_up_by_index():
 def test_a_weight_too_large_for_one_piece_counts_whole(monkeypatch):
     W = normal(7, 3, 5, seed=4)
     one = Reading(W, torch.zeros(5).double(), torch.eye(5).double())
-    monkeypatch.setattr(readers_module, "_CHUNK", 2 * 3 * 5)
+    monkeypatch.setattr(reading_module, "_CHUNK", 2 * 3 * 5)
     rows = W.reshape(-1, 5)
     torch.testing.assert_close(one.gram, sum(torch.outer(row, row) for row in rows))
