@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import Any
 
 from cases import DENSE, NETWORKS, OWN, cases
-from records import results
+from records import read_record, results
 
 __all__ = ["draw", "known", "markdown"]
 
@@ -16,8 +15,7 @@ Row = dict[str, Any]
 
 def known(what: str) -> list[Row]:
     """The rows of the record so far: "rows", "speed" or "study"."""
-    record = results() / "language.json"
-    return list(json.loads(record.read_text()).get(what, [])) if record.exists() else []
+    return list(read_record("language").get(what, []))
 
 
 def markdown() -> str:

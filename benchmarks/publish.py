@@ -6,7 +6,6 @@ python benchmarks/publish.py [--only results | paper]
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 from pathlib import Path
@@ -15,14 +14,14 @@ import torch
 
 from coreprune.demo.run import rows
 from paper import tables
-from records import results
+from records import read_record, results
 
 MARKER = "<!-- generated -->"
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 def _about(name: str) -> str:
-    about = json.loads((results() / f"{name}.json").read_text())["about"]
+    about = read_record(name)["about"]
     return f"`python benchmarks/{name}.py`, {about['date']}, torch {about['torch']}, {about['machine']}, commit {about['commit']}."
 
 
@@ -36,7 +35,7 @@ def _lenet() -> str:
 
 
 def _synthetic() -> str:
-    body = json.loads((results() / "synthetic.json").read_text())
+    body = read_record("synthetic")
     lines = [
         "## One neuron, worst error over the ball",
         "",
@@ -58,7 +57,7 @@ def _synthetic() -> str:
 
 
 def _speed() -> str:
-    body = json.loads((results() / "kernel_speed.json").read_text())
+    body = read_record("kernel_speed")
     lines = [
         "## Speed of one kernel coreset",
         "",
@@ -134,10 +133,9 @@ def _language() -> str:
 
 def _distilled() -> str:
     """Empty where there is no record yet."""
-    file = results() / "distilled.json"
-    if not file.exists():
+    body = read_record("distilled")
+    if not body:
         return ""
-    body = json.loads(file.read_text())
     facts = body["distilled"]
     rows = [(name, body[name]) for name in ("dense", "cut", "trained")]
     lines = [

@@ -35,7 +35,7 @@ import coreprune as cp
 from cifar import load, pictures, standardised
 from datasets import add_data_option
 from networks import minilm, smollm2
-from records import commit, results, write_record
+from records import commit, read_record, results, write_record
 from texts import NEWS, WINDOW, WINDOWS, brown, embedded, genre, of_one_length, perplexity, sentences
 
 Row = dict[str, Any]
@@ -344,8 +344,7 @@ def main() -> None:
 
 def write(new: Mapping[str, dict[str, Any]]) -> None:
     """Put networks into the record; the others stay in it as they are."""
-    record = results() / "real.json"
-    known = {**(json.loads(record.read_text())["networks"] if record.exists() else {}), **new}
+    known = {**read_record("real").get("networks", {}), **new}
     networks = {name: {"figure": NETWORKS[name][0], **known[name]} for name in NETWORKS if name in known}
     write_record("real", {"networks": networks})
     text = markdown(networks)

@@ -14,7 +14,7 @@ import torch
 
 import coreprune
 
-__all__ = ["commit", "results", "write_record"]
+__all__ = ["commit", "read_record", "results", "write_record"]
 
 
 def results() -> Path:
@@ -30,6 +30,13 @@ def commit() -> str:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     )
     return found.stdout.strip()
+
+
+def read_record(name: str) -> dict[str, Any]:
+    """What a record says; empty where there is none yet."""
+    file = results() / f"{name}.json"
+    body: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return body
 
 
 def write_record(name: str, body: Mapping[str, Any]) -> None:

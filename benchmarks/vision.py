@@ -18,7 +18,6 @@ benchmarks/results/, anew after every network; with --pictures it is a short loo
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +40,7 @@ from coreprune.model.site import Inspection, parameters_after
 from coreprune.model.tensors import tensors_of
 from datasets import add_data_option, images
 from lenet import trained
-from records import results, write_record
+from records import read_record, results, write_record
 
 Row = dict[str, Any]
 
@@ -367,8 +366,7 @@ def main() -> None:
 
 def write(new: Mapping[str, dict[str, Any]]) -> None:
     """Put networks into the record; the others stay in it as they are."""
-    record = results() / "vision.json"
-    known = {**(json.loads(record.read_text())["networks"] if record.exists() else {}), **new}
+    known = {**read_record("vision").get("networks", {}), **new}
     networks = {name: known[name] for name in TASKS if name in known}
     write_record("vision", {"networks": networks})
     text = markdown(networks)

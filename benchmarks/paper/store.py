@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from records import commit, results, write_record
+from records import commit, read_record, write_record
 
 __all__ = ["Row", "Store"]
 
@@ -24,9 +24,7 @@ class Store:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        file = results() / f"{name}.json"
-        known = json.loads(file.read_text()) if file.exists() else {}
-        self._rows: dict[str, Row] = {_text(row["key"]): row for row in known.get("rows", [])}
+        self._rows: dict[str, Row] = {_text(row["key"]): row for row in read_record(name).get("rows", [])}
 
     def missing(self, keys: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Those of the keys that have no row yet."""

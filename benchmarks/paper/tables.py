@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from paper.choice import TRAININGS
 from paper.store import Row
-from records import results
+from records import read_record
 
 __all__ = [
     "INTRODUCTIONS",
@@ -50,9 +49,7 @@ INTRODUCTIONS = {
 
 def load(part: str) -> dict[str, Any]:
     """The record of a part, or one without rows."""
-    file = results() / f"paper-{part}.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"about": {}, "rows": []}
-    return found
+    return {"about": {}, "rows": []} | read_record(f"paper-{part}")
 
 
 def spoken(values: Sequence[float], digits: int = 2) -> str:

@@ -185,7 +185,6 @@ def test_pictures_move_a_little():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "results", lambda: tmp_path)
-    monkeypatch.setattr("paper.store.results", lambda: tmp_path)
     return tmp_path
 
 
@@ -227,7 +226,7 @@ def row(error, **key):
 
 @pytest.fixture
 def record(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "results", lambda: tmp_path)
+    monkeypatch.setattr(records, "results", lambda: tmp_path)
     return lambda part, rows: (tmp_path / f"paper-{part}.json").write_text(json.dumps({"about": {}, "rows": rows}))
 
 
@@ -281,7 +280,6 @@ class Coloured(nn.Module):
 
 def test_networks_of_pictures_are_cut_and_trained_for_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "results", lambda: tmp_path)
-    monkeypatch.setattr("paper.store.results", lambda: tmp_path)
     torch.manual_seed(0)
     dense = Coloured().eval()
     x = torch.randint(256, (300, 3, 32, 32), generator=seeded(0), dtype=torch.uint8)
