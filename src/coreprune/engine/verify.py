@@ -24,6 +24,7 @@ from coreprune.maths.propagate import Pair, difference_energy
 from coreprune.maths.worst_case import WorstCase, worst_case
 from coreprune.model.capture import evaluating
 from coreprune.model.site import Inspection, Site
+from coreprune.model.text import digits
 from coreprune.priors.gaussian import Gaussian, Propagation
 
 __all__ = ["FEWEST", "SiteCertificate", "Verification", "certify", "exceeded"]
@@ -117,29 +118,30 @@ class Verification:
             lines.append(
                 f"site {c.site}, {c.units} -> {c.kept} units: for {self.prior}, what the units that stay read from it "
                 f"is off by {c.relative_error:.1%} of its spread in the root mean square ({close}), so no single "
-                f"output is off by more than {chebyshev(c.mean_square, self.delta):.3g} in over {self.delta:.0%} of "
-                f"them (Chebyshev); outputs spread by {c.spread:.3g}."
+                f"value is off by more than {digits(chebyshev(c.mean_square, self.delta))} in over {self.delta:.0%} of "
+                f"them (Chebyshev); these values spread by {digits(c.spread)}."
             )
             if c.upper is not None and c.lower is not None:
                 lines.append(
-                    f"site {c.site}, worst case: cutting it alone changes no output by more than {c.upper:.3g} for any "
-                    f"input in the {c.domain}, certain but for rounding at run time; {c.lower:.3g} was found there "
-                    f"(ratio {c.ratio:.2f})."
+                    f"site {c.site}, worst case: cutting it alone changes no such value by more than {digits(c.upper)} "
+                    f"for any input of its layer in the {c.domain}, certain but for rounding at run time; "
+                    f"{digits(c.lower)} was found there (ratio {c.ratio:.3f})."
                 )
         if self.end_bound is not None:
             whole = f"the network before {self.tail}" if self.tail else "the whole network"
             lines.append(
-                f"{whole}, worst case: no output changes by more than {self.end_bound:.3g} for any input in "
-                f"the {self.domain}, certain but for rounding at run time."
+                f"{whole}, worst case: no output changes by more than {digits(self.end_bound)} for any "
+                f"input in the {self.domain}, certain but for rounding at run time."
             )
-        source = "inputs that were given" if self.data_used else "inputs drawn from the prior"
+        many = f"{self.samples:,} "
+        source = many + ("inputs that were given" if self.data_used else "inputs drawn from the prior")
         if not self.sites and not self.data_used:  # else they say what it is
-            source = f"inputs, {self.prior}"
+            source = self.prior if self.prior.startswith(many) else f"{many}inputs ({self.prior})"
         predicted = "" if self.end_predicted is None else f" ({self.end_predicted:.1%} was predicted)"
         lines.append(
-            f"the whole network, on {self.samples:,} {source}: the outputs are off by {self.end_measured:.1%} of "
+            f"the whole network, on {source}: the outputs are off by {self.end_measured:.1%} of "
             f"their spread{predicted}, and with confidence {1 - self.delta:.0%} by more "
-            f"than {self.exceed:.3g} at some output for at most {self.exceed_probability:.2%} of such inputs "
+            f"than {digits(self.exceed)} at some output for at most {self.exceed_probability:.2%} of such inputs "
             "(Clopper-Pearson)."
         )
         return lines

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Site
 
-__all__ = ["inspection_text", "refusals", "rows_of", "starred", "table", "wrap"]
+__all__ = ["digits", "inspection_text", "refusals", "rows_of", "scaled", "starred", "table", "wrap"]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -38,6 +38,34 @@ def wrap(text: str, width: int = 80) -> list[str]:
             textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False) if len(line) > width else [line]
         )
     return lines
+
+
+def digits(number: float) -> str:
+    """A number with three significant digits, without an exponent below a billion.
+
+    Example:
+        >>> digits(0.01234), digits(163.2), digits(3184.0)
+        ('0.0123', '163', '3,180')
+    """
+    short = float(f"{number:.3g}")
+    return f"{short:,.0f}" if 1000 <= abs(short) < 1e9 else f"{number:.3g}"
+
+
+def scaled(number: float, units: Sequence[tuple[float, str]]) -> str:
+    """A number with three significant digits in the largest of the units that leaves it 1 or more.
+
+    Args:
+        number: not negative. units: size and name of each, the largest first.
+
+    Example:
+        >>> scaled(999_700, [(1e6, " MB"), (1e3, " kB"), (1, " B")])
+        '1 MB'
+    """
+    for size, name in units:
+        if float(f"{number / size:.3g}") >= 1:
+            return f"{number / size:.3g}{name}"
+    size, name = units[-1]
+    return f"{number / size:.3g}{name}"
 
 
 def inspection_text(found: Inspection, width: int = 80) -> str:

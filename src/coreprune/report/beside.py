@@ -23,7 +23,7 @@ class Beside:
     """What is known of a result beside its structure.
 
     Attributes:
-        place: the directory it is in, or is to be saved to.
+        place: the directory it is in; empty where it is not saved yet.
         opens: the class of `transformers` that opens it; empty if `coreprune.load` does.
         file_bytes: of the weights as they are written, None where there are no files.
         cost: what both networks cost to run, if they were run.
@@ -31,7 +31,7 @@ class Beside:
         checked: statements of `verify`, and the same as data.
     """
 
-    place: str = "small"
+    place: str = ""
     opens: str = ""
     file_bytes: Change = field(default_factory=Change)
     cost: Cost | None = None

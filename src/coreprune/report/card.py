@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coreprune.report.text import massive_text, outputs_text, prior_text
+from coreprune.report.text import massive_text, outputs_text, prior_text, trained_text
 
 __all__ = ["card"]
 
@@ -36,7 +36,7 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
         "",
         f"- Method: {recipe['method']}{', reweighted' if recipe.get('reweight') else ''}",
         f"- Prior: {prior_text(recipe)}",
-        f"- Data used: {'yes' if recipe['data_used'] else 'no'}",
+        f"- Data used for the cut: {'yes' if recipe['data_used'] else 'no'}",
         f"- Seed: {recipe['seed']}",
         *([] if not recipe.get("outputs") else [f"- Outputs, before against after: {outputs_text(recipe['outputs'])}"]),
         *([f"- Massive units: {outliers}"] if outliers else []),
@@ -57,7 +57,7 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
     lines += [
         "",
         "An error is the root mean square of a reader's output that is lost, relative to its spread, under the prior, "
-        "each site on its own.",
+        f"each site on its own{', before the training' if trained else ''}.",
         "",
         "```python",
         f"from transformers import {kind}",
@@ -71,6 +71,4 @@ def card(structure: Mapping[str, Any], kind: str) -> str:
 
 def _training(trained: Mapping[str, Any]) -> str:
     """What `coreprune.distill` did, in a line."""
-    used = "yes" if trained["data_used"] else "no"
-    loss = f"{trained['before']:.4g} -> {trained['after']:.4g}"
-    return f"- Trained: {trained['steps']:,} steps on {trained['prior']}, data used: {used}; loss {loss}"
+    return f"- Trained: {trained_text(trained)}"

@@ -21,14 +21,15 @@ class Pair:
 
     Attributes:
         name, kind: of the site. group: what it is called with those that are alike.
-        before: units of the dense network. kept: in A and in B. error: in A and in B, None where there is none.
+        before: units of the dense network.
+        kept: in A and in B, None in one that has no such site. error: in A and in B, None where there is none.
     """
 
     name: str
     kind: str
     group: str
     before: int
-    kept: tuple[int, int]
+    kept: tuple[int | None, int | None]
     error: tuple[float | None, float | None]
 
 
@@ -77,9 +78,10 @@ def dense_numbers(name: str, parameters: int, tensor_bytes: int, file_bytes: int
 def compare(a: Numbers, b: Numbers) -> Comparison:
     """Put two results side by side, or a dense network and a result."""
     first, second = ({row.name: row for row in one.cut} for one in (a, b))
-    pairs = [_pair(name, first.get(name), second.get(name)) for name in _merged(a.cut, b.cut)]
+    other = a.parameters.before != b.parameters.before
+    pairs = [_pair(name, first.get(name), second.get(name), not other) for name in _merged(a.cut, b.cut)]
     note = ""
-    if a.parameters.before != b.parameters.before:
+    if other:
         note = (
             f"A comes of a network of {a.parameters.before:,} parameters and B of one of {b.parameters.before:,}: "
             "sites of one name need not be the same"
@@ -123,10 +125,12 @@ def _adds(a: Numbers, b: Numbers) -> tuple[int | None, int | None]:
     return of_a, of_b
 
 
-def _pair(name: str, a: Row | None, b: Row | None) -> Pair:
+def _pair(name: str, a: Row | None, b: Row | None, same: bool) -> Pair:
+    """One site; where it was not cut it stayed whole, if both come of the same network."""
     row = a or b
     assert row is not None
-    kept = (row.before if a is None else a.after, row.before if b is None else b.after)
+    whole = row.before if same else None
+    kept = (whole if a is None else a.after, whole if b is None else b.after)
     errors = (None if a is None else a.error, None if b is None else b.error)
     return Pair(name, row.kind, row.group, row.before, kept, errors)
 
@@ -134,6 +138,8 @@ def _pair(name: str, a: Row | None, b: Row | None) -> Pair:
 def comparison_text(found: Comparison, width: int = 80) -> str:
     """The comparison as text; sites that are alike share a line."""
     lines = [f"{letter}: {name} ({method})" for letter, name, method in zip("AB", found.names, found.methods)]  # noqa: B905
+    if found.note:
+        lines.append(found.note)
     sizes: Iterable[tuple[str, tuple[int | None, int | None], Any]] = (
         ("parameters", found.parameters, "{:,}".format),
         ("bytes of tensors", found.tensor_bytes, bytes_text),
@@ -155,8 +161,6 @@ def comparison_text(found: Comparison, width: int = 80) -> str:
     else:
         lines.append("")
         lines += [f"prior of {letter}: {prior}" for letter, prior in zip("AB", found.priors) if prior]  # noqa: B905
-    if found.note:
-        lines.append(found.note)
     return "\n".join(line for text in lines for line in wrap(text, width))
 
 

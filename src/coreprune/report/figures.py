@@ -11,10 +11,10 @@ from markupsafe import Markup
 from coreprune.report.numbers import Numbers, Row
 from coreprune.report.svg import element, figure, path, rect, text
 
-__all__ = ["curves", "widths_narrow", "widths_wide"]
+__all__ = ["curves", "joined", "widths_narrow", "widths_wide"]
 
 WIDE, TALL, GAP = 720.0, 180.0, 8.0  # the wide picture: its width, that of the widest site, and its margin
-ERRORS, FOOT = 64.0, 34.0  # heights of the panel of errors and of the labels under the sites
+ERRORS, FOOT = 64.0, 48.0  # heights of the panel of errors and of the labels under the sites
 NARROW, MANY = 320.0, 14  # width of the narrow picture; up to so many sites each has a label
 TALLEST = 520.0  # the narrow picture's bars where there are more
 #: units of these kinds are no channels, so they are drawn to a scale of their own
@@ -43,14 +43,14 @@ def widths_wide(numbers: Numbers) -> Markup:
     errors = [bar.row.error for bar in bars if bar.row.error is not None]
     inside = list(_flow(bars, centres, thick))
     for bar, x in zip(bars, centres, strict=True):
-        inside.append(_upright(bar, x, thick, labelled))
+        inside.append(_upright(bar, x, slot, thick, labelled))
     if errors:
         inside += _errors(bars, centres, thick, top)
     height = top + (ERRORS + FOOT if errors else 0)
     return figure((WIDE, height), "Units of every site before and after", _told(numbers), inside, "wide")
 
 
-def _upright(bar: _Bar, x: float, thick: float, labelled: bool) -> Markup:
+def _upright(bar: _Bar, x: float, slot: float, thick: float, labelled: bool) -> Markup:
     """A site as a bar about the middle line: coloured as far as it is left."""
     middle, whole, left = GAP + TALL / 2, max(TALL * bar.before, 1.5), max(TALL * bar.after, 1.0)
     parts = [element("title", _sentence(bar))]
@@ -62,6 +62,8 @@ def _upright(bar: _Bar, x: float, thick: float, labelled: bool) -> Markup:
         y = GAP + TALL + 15
         parts.append(text(x, y, f"{bar.row.after:,}", "count"))
         parts.append(text(x, y + 14, bar.row.name if bar.end else f"of {bar.row.before:,}", "small"))
+        if not bar.end:
+            parts.append(text(x, y + 28, _short(bar.row.name, max(3, int(slot / 7))), "small site"))
     return element("g", *parts)
 
 
@@ -72,6 +74,11 @@ def _flow(bars: Sequence[_Bar], centres: Sequence[float], thick: float) -> Itera
         if a.end or b.end or b.row.writer in a.row.readers:
             p, q, u, v = x + thick / 2, z - thick / 2, TALL * a.after / 2, TALL * b.after / 2
             yield path([(p, middle - u), (q, middle - v), (q, middle + v), (p, middle + u)], "flow", closed=True)
+
+
+def joined(numbers: Numbers) -> bool:
+    """Whether any two neighbours in the picture are joined."""
+    return numbers.ends is not None or any(b.writer in a.readers for a, b in pairwise(numbers.sites) if b.writer)
 
 
 def _errors(bars: Sequence[_Bar], centres: Sequence[float], thick: float, top: float) -> list[Markup]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,17 @@ from coreprune.model.text import refusals
 from coreprune.report.cost import Change
 from coreprune.report.generation import Generation
 from coreprune.report.numbers import Numbers, Row
-from coreprune.report.speed import lines, measured_on, seconds_text, unsteady
-from coreprune.report.text import bytes_text, massive_text, outputs_text, prior_text
+from coreprune.report.speed import clear, lines, measured_on, seconds_text, unsteady
+from coreprune.report.text import (
+    bytes_text,
+    digits,
+    massive_text,
+    outputs_text,
+    prior_text,
+    scaled,
+    trained_text,
+)
+from coreprune.report.turns import Latency
 
 __all__ = ["page", "write"]
 
@@ -76,7 +86,10 @@ def page(numbers: Numbers, data: str = "") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "count": _count, "bytes": bytes_text, "seconds": seconds_text}
+    environment.filters |= {
+        "percent": _percent, "count": _count, "digits": digits,
+        "bytes": lambda count: _tied(bytes_text(count)), "seconds": lambda time: _tied(seconds_text(time)),
+    }  # fmt: skip
     groups = _groups(numbers.sites)
     return environment.get_template("page.html.j2").render(
         n=numbers,
@@ -84,8 +97,12 @@ def page(numbers: Numbers, data: str = "") -> str:
         data=data,
         tiles=_tiles(numbers),
         speeds=[] if numbers.cost is None else lines(numbers.cost),
+        tied=_tied,
         prior=prior_text(numbers.recipe),
         outputs=outputs_text(numbers.recipe["outputs"]) if numbers.recipe.get("outputs") else "",
+        trained=trained_text(numbers.recipe["distilled"]) if numbers.recipe.get("distilled") else "",
+        perplexity=numbers.recipe.get("perplexity") or [],
+        joined=figures.joined(numbers),
         massive=massive_text({row.name: row.massive for row in numbers.sites}),
         measured_on="" if numbers.cost is None else measured_on(numbers.cost),
         unsteady="" if numbers.cost is None else unsteady(numbers.cost),
@@ -103,9 +120,10 @@ def page(numbers: Numbers, data: str = "") -> str:
 def _tiles(numbers: Numbers) -> list[dict[str, Any]]:
     """The sizes at the top: each with what it was, what it is, and the share that went."""
     on_disk = numbers.file_bytes.before is not None
+    disk = ("weights on disk", numbers.file_bytes, bytes_text)
     sizes = (
         ("parameters", numbers.parameters, _count),
-        ("weights on disk", numbers.file_bytes, bytes_text) if on_disk else ("bytes", numbers.tensor_bytes, bytes_text),
+        disk if on_disk else ("weights in memory", numbers.tensor_bytes, bytes_text),
         ("multiply-adds", numbers.multiply_adds, _count),
     )
     tiles = [_tile(what, change, shown) for what, change, shown in sizes if change.after is not None]
@@ -116,21 +134,44 @@ def _tiles(numbers: Numbers) -> list[dict[str, Any]]:
                 "what": "time of a forward pass",
                 "after": seconds_text(time.after),
                 "before": seconds_text(time.before),
-                "change": f"{time.speedup:.2f} times as fast",
                 "left": time.after / time.before,
+                **_faster(time),
             }
         )
         if numbers.cost.generation is not None:
             tiles.append(_writing(numbers.cost.generation))
-    return tiles
+    off = _off(numbers)
+    return tiles + ([off] if off else [])
 
 
 def _writing(found: Generation) -> dict[str, Any]:
     """How fast text is written."""
     before, after = (f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in found.written_per_second)
-    faster = found.writing.speedup
-    return {"what": "tokens per second", "after": after, "before": before, "left": None,
-            "change": f"{faster:.2f} times as fast"}  # fmt: skip
+    return {"what": "tokens per second", "after": after, "before": before, "left": None, **_faster(found.writing)}
+
+
+def _faster(time: Latency) -> dict[str, Any]:
+    """How many times as fast, where the middle halves of the runs do not overlap."""
+    if not clear(time):
+        return {"change": "no clear difference", "plain": True}
+    return {"change": f"{time.speedup:.2f} times as fast", "plain": time.speedup < 1}
+
+
+def _off(numbers: Numbers) -> dict[str, Any] | None:
+    """How far the outputs are off, as far as it is known: measured by `verify`, else by the plan, else predicted."""
+    measured = (numbers.checked or {}).get("end_measured")
+    if measured is None:
+        measured = (numbers.recipe.get("outputs") or {}).get("output_error")
+    if measured is not None:
+        share, said = float(measured), "of their spread, measured"
+    elif numbers.ends is not None and numbers.cut and numbers.cut[-1].error is not None:
+        share, said = numbers.cut[-1].error, "of their spread, predicted"
+    else:
+        return None
+    if not numbers.cut:
+        return None
+    return {"what": "outputs are off by", "after": _percent(share), "before": None, "left": None, "change": said,
+            "plain": True}  # fmt: skip
 
 
 def _tile(what: str, change: Change, shown: Any) -> dict[str, Any]:
@@ -141,6 +182,7 @@ def _tile(what: str, change: Change, shown: Any) -> dict[str, Any]:
         "before": None if change.before is None else shown(change.before),
         "change": None if removed is None else f"{_percent(abs(removed))} {'less' if removed >= 0 else 'more'}",
         "left": None if removed is None else 1 - removed,
+        "plain": not removed or removed < 0,
     }
 
 
@@ -159,7 +201,7 @@ def _groups(rows: Iterable[Row]) -> list[dict[str, Any]]:
             "before": before,
             "left": sum(row.after for row in many) / (before * len(many)),
             "error": _range([row.error for row in many], _percent),
-            "within": _range([row.within for row in many], lambda value: f"{value:.3g}"),
+            "within": _range([row.within for row in many], digits),
             "whole": next(iter({row.whole for row in many})) if len({row.whole for row in many}) == 1 else "",
         }
         for (group, kind, before), many in found.items()
@@ -188,8 +230,14 @@ def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         "radius",
         "radius_from",
         "outputs",
+        "distilled",
+        "perplexity",
     }
-    shown = [(key, value) for key, value in recipe.items() if key not in hidden and value not in (None, [], False, {})]
+    shown = [
+        (key, value)
+        for key, value in recipe.items()
+        if key not in hidden and value is not None and value is not False and value not in ([], {})
+    ]
     texts = [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) for key, value in shown]
     return [(key, value if len(value) <= 300 else "long, see the JSON beside this page") for key, value in texts]
 
@@ -199,11 +247,11 @@ def _percent(share: float) -> str:
 
     Example:
         >>> _percent(0.1234), _percent(0.0123), _percent(0.0)
-        ('12.3 %', '1.2 %', '0 %')
+        ('12.3%', '1.2%', '0%')
     """
     if share == 0:
-        return "0 %"
-    return f"{100 * share:.1f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+        return "0%"
+    return f"{100 * share:.1f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
 def _count(number: float) -> str:
@@ -213,10 +261,19 @@ def _count(number: float) -> str:
         >>> _count(1536), _count(134_515_008)
         ('1,536', '135 M')
     """
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:.3g} {letter}"
-    return f"{number:,.0f}"
+    if number < 999_500:
+        return f"{number:,.0f}"
+    return scaled(number, [(1e12, " T"), (1e9, " G"), (1e6, " M")])
+
+
+def _tied(words: str) -> str:
+    """Words in which a number and its unit stay on one line.
+
+    Example:
+        >>> _tied("1.3 ms to 9.5 ms") == "1.3\\u00a0ms to 9.5\\u00a0ms"
+        True
+    """
+    return re.sub(r"(?<=\d) (?=(?:[kMGT]?B|[mµ]?s)\b)", "\u00a0", words)
 
 
 def _holds(file: Path, mark: str) -> bool:

@@ -36,6 +36,12 @@ def python_call(recipe: Mapping[str, Any]) -> str:
         import coreprune as cp
         <BLANKLINE>
         small = cp.prune(model, remove=0.5, seed=3)
+        >>> print(python_call({"remove": 0.5, "inputs": {"tensor": [2, 3], "dtype": "float32"}}))
+        import coreprune as cp
+        import torch
+        <BLANKLINE>
+        example_inputs = torch.randn(2, 3)
+        small = cp.prune(model, example_inputs, remove=0.5, seed=0)
     """
     recipe = {**recipe, "budget": _short(recipe.get("budget"))}
     given = [f"{key}={recipe[key]!r}" for key, usual in _DEFAULTS.items() if recipe.get(key, usual) != usual]
@@ -47,12 +53,48 @@ def python_call(recipe: Mapping[str, Any]) -> str:
         given += _prior(recipe["prior_values"])
     if recipe.get("radius") is not None and recipe.get("radius_from") == "given":
         given.append(f"radius={recipe['radius']!r}")
-    words = ["model", *(["example_inputs"] if recipe.get("inputs") is not None else []), *given]
+    inputs = recipe.get("inputs")
+    words = ["model", *(["example_inputs"] if inputs is not None else []), *given]
     words.append(f"seed={recipe.get('seed', 0)!r}")
-    line = f"small = cp.prune({', '.join(words)})"
-    if len(line) > 80:
-        line = "small = cp.prune(\n" + "".join(f"    {word},\n" for word in words) + ")"
-    return f"import coreprune as cp\n\n{line}"
+    lines = ["import coreprune as cp", ""]
+    if inputs is not None:
+        code = _inputs(inputs)
+        lines[1:1] = ["import torch"] if "torch." in code else []
+        lines.append(f"example_inputs = {code}")
+    lines.append(_call("prune", words))
+    trained = recipe.get("distilled")
+    if trained:
+        known = [f"{key}={trained[key]!r}" for key in ("steps", "batch", "rate", "loss", "seed") if key in trained]
+        lines.append(f"# trained on: {trained['prior']}")
+        lines.append(_call("distill", ["small", "model", *(["data=loader"] * bool(trained["data_used"])), *known]))
+    return "\n".join(lines)
+
+
+def _call(verb: str, words: list[str]) -> str:
+    """A call on one line, or on many where that is too long."""
+    line = f"small = cp.{verb}({', '.join(words)})"
+    return line if len(line) <= 80 else f"small = cp.{verb}(\n" + "".join(f"    {word},\n" for word in words) + ")"
+
+
+def _inputs(known: Any) -> str:
+    """Inputs like those that the plan wrote down, as code.
+
+    Example:
+        >>> _inputs({"dict": {"input_ids": {"tensor": [2, 7], "dtype": "int64", "values": []}}})
+        '{"input_ids": torch.zeros(2, 7, dtype=torch.int64)}'
+    """
+    if not isinstance(known, Mapping):
+        return repr(known)
+    if "tensor" in known:
+        shape, kind = ", ".join(map(str, known["tensor"])), str(known.get("dtype", "float32"))
+        if "float" in kind:
+            return f"torch.randn({shape or '()'}{'' if kind == 'float32' else f', dtype=torch.{kind}'})"
+        return f"torch.zeros({shape or '()'}, dtype=torch.{kind})"
+    if "dict" in known:
+        return f"{{{', '.join(f'{json.dumps(key)}: {_inputs(value)}' for key, value in known['dict'].items())}}}"
+    if "tuple" in known:
+        return f"({', '.join(_inputs(value) for value in known['tuple'])},)"
+    return repr(known.get("value"))
 
 
 def written(prior: Any) -> str | None:
@@ -97,22 +139,24 @@ def loading(place: str, opens: str) -> str:
     """Code that opens a saved result.
 
     Args:
-        place: its directory. opens: the class of `transformers` that does; empty for `coreprune.load`.
+        place: its directory; empty where it is not saved yet.
+        opens: the class of `transformers` that does; empty for `coreprune.load`.
 
     Example:
         >>> print(loading("small", ""))
         import coreprune as cp
         <BLANKLINE>
-        # make_model returns the dense architecture, such as the class itself; its weights are overwritten
-        model = cp.load("small", make_model)
+        # make_model() gives the dense architecture: its class, or a function without arguments
+        model = cp.load("small", make_model).eval()
     """
-    quoted = json.dumps(place, ensure_ascii=False)
+    quoted = json.dumps(place or "small", ensure_ascii=False)
     if opens:
         return f"from transformers import {opens}\n\nmodel = {opens}.from_pretrained({quoted})"
     return (
         "import coreprune as cp\n\n"
-        "# make_model returns the dense architecture, such as the class itself; its weights are overwritten\n"
-        f"model = cp.load({quoted}, make_model)"
+        + ("" if place else f"small.save({quoted})  # it is not saved yet\n")
+        + "# make_model() gives the dense architecture: its class, or a function without arguments\n"
+        f"model = cp.load({quoted}, make_model).eval()"
     )
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from html import escape
 
 from coreprune.report.cost import Cost
-from coreprune.report.text import table, wrap
+from coreprune.report.text import scaled, table, wrap
 from coreprune.report.turns import Latency
 
-__all__ = ["Line", "lines", "measured_on", "seconds_text", "speed_html", "speed_text", "unsteady"]
+__all__ = ["Line", "clear", "lines", "measured_on", "seconds_text", "speed_html", "speed_text", "unsteady"]
 
 #: how far apart, as a share of the median, the middle half of the runs may lie before it is said
 STEADY = 0.2
@@ -21,15 +21,19 @@ class Line:
     """One thing that was timed.
 
     Attributes:
-        what: it is. before, after: in words, with their unit. spread: of the middle half of the runs, after.
-        faster: how many times. why: it could not be measured; empty if it could.
+        what: it is. before, after: in words, with their unit.
+        spread_before, spread: of the middle half of the runs, before and after.
+        faster: how many times. clear: whether the middle halves of the runs lie apart.
+        why: it could not be measured; empty if it could.
     """
 
     what: str
     before: str = ""
     after: str = ""
+    spread_before: str = ""
     spread: str = ""
     faster: float | None = None
+    clear: bool = True
     why: str = ""
 
 
@@ -40,10 +44,7 @@ def seconds_text(time: float) -> str:
         >>> seconds_text(0.0123), seconds_text(2.5)
         ('12.3 ms', '2.5 s')
     """
-    for size, unit in ((1.0, "s"), (1e-3, "ms")):
-        if time >= size:
-            return f"{time / size:.3g} {unit}"
-    return f"{time / 1e-6:.3g} µs"
+    return scaled(time, [(1.0, " s"), (1e-3, " ms"), (1e-6, " µs")])
 
 
 def lines(cost: Cost) -> list[Line]:
@@ -128,10 +129,24 @@ def speed_html(cost: Cost) -> str:
     return f"{table_}<p>{escape(measured_on(cost))}</p>"
 
 
+def clear(time: Latency) -> bool:
+    """Whether the middle halves of the runs of both networks lie apart, so that one is faster than the other.
+
+    Example:
+        >>> clear(Latency(2.0, 1.0, (1.8, 2.2), (0.9, 1.9), 9, 1, "cpu"))
+        False
+    """
+    (low, high), (least, most) = time.before_quartiles, time.after_quartiles
+    return most < low or high < least
+
+
 def _line(what: str, time: Latency, shown: Callable[[float], str]) -> Line:
-    ends = sorted(time.after_quartiles, key=lambda one: one, reverse="tokens" in what)
-    spread = f"{shown(ends[0])} to {shown(ends[1])}"
-    return Line(what, shown(time.before), shown(time.after), spread, time.speedup)
+    def spread(quartiles: tuple[float, float]) -> str:
+        first, last = sorted(quartiles, reverse="tokens" in what)
+        return f"{shown(first)} to {shown(last)}"
+
+    halves = spread(time.before_quartiles), spread(time.after_quartiles)
+    return Line(what, shown(time.before), shown(time.after), *halves, time.speedup, clear(time))
 
 
 def _rate(per_second: float) -> str:

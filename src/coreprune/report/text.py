@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from coreprune.maths.outliers import FACTOR
-from coreprune.model.text import inspection_text, rows_of, starred, table, wrap
+from coreprune.model.text import digits, inspection_text, rows_of, scaled, starred, table, wrap
 from coreprune.plan import Plan
 
 __all__ = [
     "bytes_text",
+    "digits",
     "inspection_text",
     "outputs_text",
     "prior_text",
     "rows_of",
+    "scaled",
     "starred",
     "summary",
     "table",
+    "trained_text",
     "wrap",
 ]
 
@@ -31,12 +34,7 @@ def bytes_text(count: int) -> str:
         >>> bytes_text(1_066_440)
         '1.07 MB'
     """
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
+    return scaled(count, [(1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1, " B")])
 
 
 def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int, small_bytes: int) -> str:
@@ -49,7 +47,7 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
             f"{cut.kept.numel()}",
             cut.site.activation if cut.site.kind in {"linear", "gated", "conv"} else "-",
             f"{cut.evidence['relative_error']:.1%}" if "relative_error" in cut.evidence else "-",
-            f"{cut.evidence['chebyshev_error']:.3g}" if "chebyshev_error" in cut.evidence else "-",
+            digits(cut.evidence["chebyshev_error"]) if "chebyshev_error" in cut.evidence else "-",
         ]
         for cut in plan.cuts
     ]
@@ -138,16 +136,24 @@ def massive_text(found: Mapping[str, Mapping[str, Any] | None]) -> str:
     return f"{where}, {each}, up to {most:.1%} of a site; {fate}"
 
 
-def _trained(facts: Mapping[str, Any] | None) -> list[str]:
-    """How it was trained after the cut, of which the errors above know nothing."""
-    if not facts:
-        return []
+def trained_text(facts: Mapping[str, Any]) -> str:
+    """How a network was trained after the cut, of which what the plan says knows nothing.
+
+    Example:
+        >>> trained_text({"steps": 20, "batch": 8, "data_used": False, "prior": "noise", "measured": "squares",
+        ...               "before": 0.5, "after": 0.25})
+        '20 steps of 8 inputs, noise, data used: no; on inputs held out, squares went from 0.5 to 0.25'
+    """
     used = "yes" if facts["data_used"] else "no"
-    return [
-        f"trained afterwards: {facts['steps']:,} steps of {facts['batch']} inputs, data used: {used}; "
-        f"{facts['measured']}: {facts['before']:.4g} -> {facts['after']:.4g} on inputs held out. The errors above are "
-        "from before."
-    ]
+    rose = ": IT ROSE, so that the cut network is better without this training" * (facts["after"] > facts["before"])
+    return (
+        f"{facts['steps']:,} steps of {facts['batch']} inputs, {facts['prior']}, data used: {used}; on inputs held "
+        f"out, {facts['measured']} went from {facts['before']:.4g} to {facts['after']:.4g}{rose}"
+    )
+
+
+def _trained(facts: Mapping[str, Any] | None) -> list[str]:
+    return [f"trained afterwards: {trained_text(facts)}. The errors above are from before."] if facts else []
 
 
 def _notes(plan: Plan) -> list[str]:
@@ -162,16 +168,16 @@ def _notes(plan: Plan) -> list[str]:
     lines = [
         "error: predicted root mean square error of what the site's readers get, all cuts up to it included, as a "
         "share of its own spread, for inputs of the prior; exact at the network's first hidden layer, behind it under "
-        "the Gaussian closure. 95 % within: no single output is off by more in over 5 % of such inputs (Chebyshev). "
-        "'coreprune verify' recomputes both and adds the worst case."
+        "the Gaussian closure. 95 % within: no single value that they get is off by more in over 5 % of such inputs "
+        "(Chebyshev). 'coreprune verify' recomputes both and adds the worst case."
     ]
     bounds = [cut for cut in plan.cuts if "theorem_error" in cut.evidence]
     for cut in bounds:
         known = cut.evidence
         lines.append(
             f"site {cut.site.name}: {known['theorem_draws']:,} draws with replacement (draws=, of which as many units "
-            f"survive on average) are off by at most {known['theorem_error']:.3g} at every output, for every input of "
-            f"the {known['domain']}, with probability {1 - known['theorem_delta']:.0%} [docs/guarantee.md, 1]"
+            f"survive on average) are off by at most {digits(known['theorem_error'])} at every output, for every input "
+            f"of the {known['domain']}, with probability {1 - known['theorem_delta']:.0%} [docs/guarantee.md, 1]"
         )
     if bounds:
         lines.append("That bound holds for any network, and is far from tight on trained ones.")
