@@ -424,3 +424,17 @@ def test_half_a_plan_is_refused(tmp_path, file):
     (tmp_path / "plan" / file).unlink()
     with pytest.raises(CheckpointError, match=file.replace(".", r"\.")):
         cp.Plan.load(tmp_path / "plan")
+
+
+@pytest.mark.parametrize("change", [lambda w: -w, lambda w: w[:, torch.arange(w.shape[1]).flip(0)] * 1.5])
+def test_a_plan_for_other_weights_of_the_same_shape_is_refused(change):
+    plan, other = cp.plan(lenet_like(), units={"0": 7}), lenet_like()
+    with torch.no_grad():
+        other[0].weight.copy_(change(other[0].weight.clone()))
+    with pytest.raises(CheckpointError, match="other weights"):
+        cp.apply(other, plan)
+
+
+def test_rounded_weights_are_the_same_network():
+    plan = cp.plan(lenet_like(), units={"0": 7})
+    assert cp.apply(lenet_like().to(torch.bfloat16), plan).model[0].weight.dtype == torch.bfloat16

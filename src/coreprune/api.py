@@ -28,7 +28,7 @@ from coreprune.maths.domain import Ball, Box
 from coreprune.model.capture import Arguments, rebuilt
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
-from coreprune.model.tensors import tensors_of
+from coreprune.model.tensors import check_marks, tensors_of
 from coreprune.plan import Made, Plan
 from coreprune.planning import decided, measured_outputs
 from coreprune.priors.data import Data
@@ -163,7 +163,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: 
         The smaller network, a plain module of the same class.
 
     Raises:
-        CheckpointError: the plan was made for other tensors; nothing is changed.
+        CheckpointError: the plan was made for other tensors, or other weights; nothing is changed.
         UnsupportedModelError: the network's code cannot do with the new widths; nothing is changed.
 
     Example:
@@ -175,13 +175,16 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: 
           (2): Linear(in_features=3, out_features=2, bias=True)
         )
     """
+    tensors = tensors_of(model)
+    plan.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    check_marks(plan.recipe.get("weights", {}), tensors, "the plan was made for")
     found, clock = None, Clock()
     if plan.recipe.get("inputs") is not None or example_inputs is not None:
         inputs = example_inputs if example_inputs is not None else rebuilt(plan.recipe["inputs"])
         with clock.stage("capturing"):
             found = discover(model, inputs, plan.recipe.get("capture", "auto"))
     with clock.stage("cutting"):
-        small = _applied(model, plan, Made(plan.cuts, tensors_of(model), plan.shifts), found, inplace, clock)
+        small = _applied(model, plan, Made(plan.cuts, tensors, plan.shifts), found, inplace, clock)
     return replace(small, timing=clock.timing(rest=True))
 
 
@@ -313,11 +316,17 @@ def verify(
             f"verify was given a {type(small).__name__}: give what prune returned, or the directory it was saved to"
         )
     recipe = small.plan.recipe if isinstance(small, Pruned) else read_structure(small)["recipe"]
+    check_marks(recipe.get("weights", {}), tensors_of(model), "the smaller network was cut out of")
     if isinstance(small, Pruned):
         module, claims = small.model, small.claims()
     else:
         module, claims = load(small, lambda: copy.deepcopy(model)), read_claims(small)
     if recipe.get("inputs") is not None:
+        if radius is not None or box is not None:
+            raise InvalidInputError(
+                "radius= or box= was given, which worst cases are taken over, and those are proved of stacks of Linear "
+                "layers alone: leave it out"
+            )
         count = 256 if samples is None else samples
         held = _held(model, recipe, prior, inputs, count, seed, progress)
         calls = _told(held.calls, count, progress)

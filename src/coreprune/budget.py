@@ -183,7 +183,8 @@ def allocate(
         left = (size(least) * scale + fixed) / whole
         raise InvalidInputError(
             f"too little was left ({kind}={asked!r}): {_units(round_to, least_of)} left in every site still costs "
-            f"{left:.2%} of the dense network: ask to remove at most {math.floor((1 - left) * 1000) / 1000}"
+            f"{left:.2%} of the dense network: ask to leave '{math.ceil(left * 1000) / 10:g}%' or more (remove="
+            f"{math.floor((1 - left) * 1000) / 1000} at most)"
         )
     for _ in range(60):
         middle = (low + high) / 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from coreprune.maths.methods import method as method_named
 from coreprune.model.capture import described
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
-from coreprune.model.tensors import tensors_of
+from coreprune.model.tensors import marks_of, tensors_of
 from coreprune.plan import Cut, Made, Plan
 from coreprune.priors.data import Data
 from coreprune.priors.filled import MaskFilled
@@ -102,6 +103,7 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
             shifts, made = shifts | moved, made.shifted(moved)
     recipe = _recipe(found, example_inputs, wish, law, drawn) | measured
     recipe |= {} if reason is None else {"prior_reason": reason}
+    recipe["weights"] = marks_of(tensors, [cut.site.incoming.tensor for cut in cuts])
     return Decision(Plan(cuts, recipe, found.shapes, shifts), made, prior)
 
 
@@ -333,4 +335,4 @@ def _left(remove: Remove | None) -> str:
     """A fraction of parameters to remove as the share that may be left."""
     assert isinstance(remove, numbers.Real)
     check_fraction(float(remove))
-    return f"{100 * (1 - float(remove)):.15g}%"
+    return f"{100 * (1 - Decimal(repr(float(remove)))):f}%"

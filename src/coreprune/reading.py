@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune.errors import CheckpointError
+from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.io.checkpoint import read_tensors
 from coreprune.io.sidecar import read_json
 from coreprune.maths.layer import Coreset
@@ -64,6 +64,7 @@ def load(path: str | Path, make_model: Callable[[], nn.Module]) -> nn.Module:
 
     Raises:
         CheckpointError: the directory is not whole, or does not fit what the factory makes.
+        InvalidInputError: `make_model` makes nothing.
 
     Example:
         >>> import coreprune as cp, tempfile
@@ -75,6 +76,11 @@ def load(path: str | Path, make_model: Callable[[], nn.Module]) -> nn.Module:
     """
     structure = read_structure(path)
     tensors = read_tensors(Path(path) / "model.safetensors")
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise InvalidInputError(
+            f"make_model is a {type(make_model).__name__}: give its class, or a function without arguments that "
+            "returns the dense architecture, such as lambda: Net(width=64)"
+        )
     model = make_model()
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"make_model returned a {type(model).__name__}: give a function that returns the module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import numbers
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.model.capture import Arguments, Captured, rebuilt, rows_of
 from coreprune.model.discover import discover
 from coreprune.model.network import plain_module
-from coreprune.model.tensors import tensors_of
+from coreprune.model.tensors import check_marks, tensors_of
 from coreprune.priors.data import Data
 from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
@@ -108,9 +109,16 @@ def distill(
     Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     wish = Wish(example_inputs, data, prior, loss, steps, batch, rate, seed, keep, progress)
+    module, recipe = (small.model, small.plan.recipe) if isinstance(small, Pruned) else (small, {})
+    trained, facts = recovered(module, dense, recipe, wish)
+    if facts["after"] > facts["before"]:
+        warnings.warn(
+            f"the loss rose from {facts['before']:.4g} to {facts['after']:.4g} on inputs held out, so that the network "
+            "is better as it was: give another rate=, or more steps=",
+            stacklevel=2,
+        )
     if not isinstance(small, Pruned):
-        return recovered(small, dense, {}, wish)[0]
-    trained, facts = recovered(small.model, dense, small.plan.recipe, wish)
+        return trained
     known = {
         key: value for key, value in small.plan.recipe.items() if key not in {"perplexity", "outputs"}
     }  # it was the untrained one's
@@ -126,6 +134,7 @@ def recovered(
         small: not changed. dense: not changed. recipe: of the cut, as far as it is known. wish: what is asked.
     """
     _check(small, dense, wish)
+    check_marks(recipe.get("weights", {}), tensors_of(dense), "the smaller network was cut out of")
     for model in (small, dense):
         plain_module(model)
         check_finite(model.state_dict())

@@ -102,6 +102,12 @@ def check_sites(model: nn.Module, found: Inspection) -> None:
         more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""
         raise UnsupportedModelError(
             f"{type(model).__name__} has no layer that can be cut ({'; '.join(reasons[:8])}{more})"
+            + (
+                ""
+                if found.graphs
+                else ": without example_inputs only Linear layers and activations in a row are followed; "
+                "pass one batch as the model takes it, on the command line its shape (--input)"
+            )
         )
 
 

@@ -68,7 +68,7 @@ def test_the_bytes_of_the_dense_file(command, small):
 def test_another_dense_network_is_refused(command, small):
     code, out, err = command("report", small, "--model", "helpers:wider")
     assert (code, out) == (2, "")
-    assert "make_model must make the dense architecture" in err
+    assert "MODEL must be the network that was cut" in err
 
 
 @pytest.mark.parametrize("words", [["--verify"], ["--input", "1x6"], ["--factory", MODEL]], ids=lambda words: words[0])

@@ -85,7 +85,7 @@ def test_the_summary_says_that_it_was_trained(dense, small):
     facts, said = better.plan.recipe["distilled"], " ".join(better.summary().split())
     assert "trained afterwards: 20 steps" in said
     assert "data used: no; " in said
-    assert f"{facts['before']:.4g} -> {facts['after']:.4g}" in said
+    assert f"went from {facts['before']:.4g} to {facts['after']:.4g}." in said
     assert max(map(len, better.summary().splitlines())) <= 80
     assert "trained" not in small.summary()
 
@@ -186,8 +186,11 @@ def test_a_state_of_another_run_is_refused(dense, small, tmp_path):
     for more, word in (({"seed": 5}, "seed"), ({"batch": 4}, "batch"), ({"prior": cp.Gaussian(std=2.0)}, "prior")):
         with pytest.raises(CheckpointError, match=word):
             distill(small, dense, keep=tmp_path / "state", **QUICK, **more)
-    with pytest.raises(CheckpointError, match="dense network"):
+    with pytest.raises(CheckpointError, match="other weights"):
         distill(small, lenet_like(2), keep=tmp_path / "state", **QUICK)
+    distill(small.model, dense, keep=tmp_path / "plain", **QUICK)
+    with pytest.raises(CheckpointError, match="dense network"):
+        distill(small.model, lenet_like(2), keep=tmp_path / "plain", **QUICK)
     (tmp_path / "state" / "step-20.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"step-20\.safetensors"):
         distill(small, dense, keep=tmp_path / "state", **QUICK)
@@ -229,7 +232,9 @@ def test_a_language_model_on_its_own_text(dtype):
 
 def test_double_precision_stays(dense):
     wide = lenet_like(1, torch.float64)
-    better = distill(cp.prune(wide, units={"0": 5}), wide, **QUICK)
+    with pytest.warns(UserWarning, match="better as it was"):
+        better = distill(cp.prune(wide, units={"0": 5}), wide, **QUICK)
+    assert "IT ROSE" in better.summary()
     assert better.model[0].weight.dtype == torch.float64
 
 

@@ -132,7 +132,10 @@ def test_it_is_the_same_every_time_and_survives_saving(tmp_path):
 def test_data_are_not_said_to_be_held_out_and_data_that_are_read_once_are_not_read_again():
     batches = [torch.randn(4, 3, 9, 9) for _ in range(3)]
     facts = cp.prune(conv(), IMAGE, remove={"0": 0.5}, data=batches).plan.recipe["outputs"]
-    assert (facts["inputs"], facts["held_out"]) == ("the first 12 inputs of the data given", False)
+    assert (facts["inputs"], facts["held_out"]) == (
+        "the first 12 inputs of the data given, which the cut was fitted to",
+        False,
+    )
     assert "outputs" not in cp.prune(conv(), IMAGE, remove={"0": 0.5}, data=iter(batches)).plan.recipe
 
 

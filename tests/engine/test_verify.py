@@ -13,7 +13,7 @@ from torch import nn
 
 import coreprune as cp
 from coreprune.engine.verify import certify
-from coreprune.errors import InvalidInputError
+from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.maths.domain import Ball
 from coreprune.maths.layer import Coreset
 
@@ -226,3 +226,17 @@ def test_numbers_compared_in_pieces_are_those_compared_at_once(monkeypatch):
     pieces = cp.verify(net, small)
     assert pieces.end_measured == pytest.approx(whole.end_measured, rel=1e-12)
     assert (pieces.exceed, pieces.samples) == (whole.exceed, whole.samples)
+
+
+def test_another_network_of_the_same_shape_is_refused():
+    small = cp.prune(network(), units={"0": 6})
+    with pytest.raises(CheckpointError, match="other weights"):
+        cp.verify(network(seed=1), small, worst=False)
+
+
+def test_worst_cases_are_not_silently_left_out_of_a_captured_network():
+    net, x = captured(), torch.zeros(2, 1, 8, 8)
+    small = cp.prune(net, x, units={"0": 3})
+    for more in ({"radius": 1.0}, {"box": (0.0, 1.0)}):
+        with pytest.raises(InvalidInputError, match="leave it out"):
+            cp.verify(net, small, **more)

@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+import torch
+from torch import nn
 
+import coreprune as cp
 from coreprune.errors import CheckpointError, CorepruneError
 from coreprune.report import figures
+from coreprune.report.cost import Change, Cost
 from coreprune.report.notebook import repr_html
 from coreprune.report.numbers import numbers
-from coreprune.report.page import page, write
-from coreprune.report.text import digits
+from coreprune.report.page import _count, page, write
+from coreprune.report.speed import seconds_text
+from coreprune.report.text import bytes_text, digits
+from coreprune.report.turns import Latency
 from report.results import EVIL, evil, made, saved, site, stack, structure
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -219,3 +226,61 @@ def test_what_a_notebook_shows(small):
     assert f"{pruned.dense_parameters} → {pruned.parameters} parameters" in tree.text
     assert [tag for tag, _ in tree.seen].count("tr") == 3
     assert f"{pruned.plan.cuts[0].evidence['relative_error']:.1%}" in tree.text
+
+
+def conv_net():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 3)
+    )
+    return net.eval(), torch.zeros(2, 1, 8, 8)
+
+
+def test_what_a_training_changed_is_told(tmp_path):
+    net, x = conv_net()
+    better = cp.distill(cp.prune(net, x, remove={"*": 0.5}), net, steps=10, rate=1e-3, loss="squares")
+    tree = Tree(better.report(tmp_path / "r.html").read_text())
+    facts = better.plan.recipe["distilled"]
+    assert "then the rest was trained without data" in tree.text
+    assert "error before training" in tree.text
+    assert f"went from {facts['before']:.4g} to {facts['after']:.4g}" in tree.text
+    assert "cp.distill(" in tree.text
+
+
+def test_the_calls_of_a_page_can_be_run(tmp_path):
+    net, x = conv_net()
+    small = cp.prune(net, x, remove={"*": 0.5}, prior="noise")
+    found = numbers(small._structure(small._tensors()), "x")
+    given: dict = {"model": net}
+    exec(found.python, given)
+    assert all(
+        torch.equal(a, b) for a, b in zip(given["small"].model.parameters(), small.model.parameters(), strict=True)
+    )
+    place = json.dumps(str(tmp_path / "small"))
+    given = {"small": small, "make_model": conv_net()[0].train}
+    exec(found.load.replace('"small"', place), given)
+    assert not given["model"].training
+    assert torch.equal(given["model"](x), small.model(x))
+
+
+def test_a_page_of_nothing_cut_speaks_of_no_error(tmp_path):
+    text = Tree(page(made(0))).text
+    assert "this network is the dense one" in text
+    assert "Prior:" not in text
+    assert "seed" in Tree(page(made(1))).text
+
+
+def test_times_that_overlap_are_no_gain():
+    def told(after):
+        times = Latency(1.0, after, (0.9, 1.1), (0.9 * after, 1.1 * after), 9, 1, "cpu")
+        return Tree(page(replace(made(1), cost=Cost("x", Change(10, 5), times)))).text
+
+    assert "no clear difference" in told(0.95)
+    assert "times as fast" not in told(0.95)
+    assert "2.00 times as fast" in told(0.5)
+
+
+def test_numbers_are_written_without_exponents():
+    assert (_count(999_700_000), _count(1536)) == ("1 G", "1,536")
+    assert (digits(3184.0), digits(0.5), digits(1e12)) == ("3,180", "0.5", "1e+12")
+    assert (bytes_text(999_600), seconds_text(0.9996)) == ("1 MB", "1 s")

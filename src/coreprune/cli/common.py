@@ -64,6 +64,10 @@ def factory_of(spec: str) -> Callable[[], nn.Module]:
             f"{spec!r} is no file or directory and names no factory: check the path, or write module:function, such as "
             "coreprune.demo:lenet"
         )
+    if module.endswith(".py") or "/" in module:
+        raise UnknownNameError(
+            f"{spec!r} names a file where a module belongs: write {Path(module).stem}:{name}, in the file's directory"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -85,7 +85,13 @@ def _saved(small: Pruned, out: str, source: Source, force: bool) -> str:
         small.save_pretrained(out, source.directory, force=force)
         return f": open it with transformers.{type(small.model).__name__}.from_pretrained({out!r})"
     small.save(out, force=force)
-    return ""
+    if source.directory is None:
+        return ""
+    kind = type(small.model).__name__
+    return (
+        f": no configuration of transformers describes its widths, so that {kind}.from_pretrained does not open it: "
+        f"coreprune.load({out!r}, lambda: {kind}.from_pretrained({str(source.directory)!r})) does"
+    )
 
 
 def echo_perplexities(recipe: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from coreprune.budget import Widths
+from coreprune.budget import MEASURED, Widths
 from coreprune.clock import Clock
 from coreprune.engine.correction import corrections
 from coreprune.engine.local import Request
@@ -183,7 +183,8 @@ def figure(found: Outputs | None, kind: str) -> float:
     """
     value: Any = None if found is None else getattr(found, kind)
     if value is None:
-        more = ": ask for 'cosine' or 'output_error'" if kind == "divergence" and found is not None else ""
+        others = [] if found is None else [name for name in MEASURED if getattr(found, name) is not None]
+        more = f": ask for {' or '.join(map(repr, others))}" if others else ""
         raise InvalidInputError(f"a budget of {kind!r} was asked, but the outputs of the network have none{more}")
     result = float(value)
     if math.isnan(result):

@@ -95,11 +95,12 @@ class Outputs:
     """How far the small network's outputs are from the dense one's: see the head of this file.
 
     Attributes:
-        divergence: None where no tokens are predicted. cosine, output_error: of the first output.
+        divergence: None where no tokens are predicted. cosine: None where an output is one number, which has no
+            direction. Both and output_error: of the first output.
     """
 
     divergence: float | None
-    cosine: float
+    cosine: float | None
     output_error: float
 
     def to_json(self) -> dict[str, Any]:
@@ -176,7 +177,8 @@ class _Sums:
         spread = self.second - self.first**2 / self.numbers
         relative = math.sqrt(self.difference / spread) if spread > 0 else (math.inf if self.difference else 0.0)
         divergence = max(self.divergence / self.predictions, 0.0) if self.predictions else None
-        return Outputs(divergence, self.cosine / self.vectors, relative)
+        cosine = self.cosine / self.vectors if self.numbers > self.vectors else None
+        return Outputs(divergence, cosine, relative)
 
 
 def _first(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -307,4 +309,4 @@ def _given(prior: Data, most: int) -> Held:
         count += next((len(v) for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.dim()), 1)
         if count >= most:
             break
-    return Held(calls, f"the first {count} inputs of the data given", False)
+    return Held(calls, f"the first {count} inputs of the data given, which the cut was fitted to", False)

@@ -31,7 +31,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file} is a pickle, which can run any code when it is opened, and was not opened: "
             "write its state dict anew, where you trust it, with "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'net.safetensors')"
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'net.safetensors'), and give that with "
+            "--factory; of a pickled module save model.state_dict()"
+        )
+    if file.suffix in {".py", ".json"}:
+        raise CheckpointError(
+            f"{file} holds no weights: give a safetensors file, a Hugging Face directory, or module:function for the "
+            "function that makes the network"
         )
     try:
         with safe_open(file, framework="pt") as reader:

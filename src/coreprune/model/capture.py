@@ -65,6 +65,10 @@ def arguments(example_inputs: Any) -> Arguments:
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, (tuple, list)):
+        if example_inputs and all(type(value) is int for value in example_inputs):
+            raise InvalidInputError(
+                f"example_inputs={example_inputs!r} is a shape: give a tensor, as torch.randn{tuple(example_inputs)} is"
+            )
         if len(example_inputs) == 2 and isinstance(example_inputs[0], tuple) and isinstance(example_inputs[1], dict):
             return example_inputs[0], example_inputs[1]
         return tuple(example_inputs), {}

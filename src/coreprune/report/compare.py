@@ -40,7 +40,7 @@ class Comparison:
     Attributes:
         names, methods, priors, parameters, tensor_bytes, file_bytes, multiply_adds: of A and of B.
         sites: all that shrank in either.
-        note: why they may not be compared site by site; empty if they may.
+        note: why they may not be compared site by site, or what the errors leave out; else empty.
         cost: what was measured by running both, A as before and B as after; None if they were not run.
     """
 
@@ -86,9 +86,13 @@ def compare(a: Numbers, b: Numbers) -> Comparison:
             f"A comes of a network of {a.parameters.before:,} parameters and B of one of {b.parameters.before:,}: "
             "sites of one name need not be the same"
         )
+    if any(one.recipe.get("distilled") for one in (a, b)):
+        note += ("; " if note else "") + (
+            "errors are those of the cut and say nothing of the training afterwards: 'coreprune verify' measures both"
+        )
     return Comparison(
         names=(a.name, b.name),
-        methods=(a.method, b.method),
+        methods=(_method(a), _method(b)),
         priors=(a.prior, b.prior),
         parameters=(a.parameters.after, b.parameters.after),
         tensor_bytes=(a.tensor_bytes.after, b.tensor_bytes.after),
@@ -97,6 +101,12 @@ def compare(a: Numbers, b: Numbers) -> Comparison:
         sites=tuple(pairs),
         note=note,
     )
+
+
+def _method(one: Numbers) -> str:
+    """The method, and the training afterwards if there was one."""
+    trained = one.recipe.get("distilled")
+    return one.method + (f", then trained {trained['steps']:,} steps" if trained else "")
 
 
 def _merged(first: Sequence[Row], second: Sequence[Row]) -> list[str]:

@@ -232,6 +232,7 @@ def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         "outputs",
         "distilled",
         "perplexity",
+        "weights",
     }
     shown = [
         (key, value)

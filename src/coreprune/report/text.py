@@ -104,7 +104,9 @@ def outputs_text(facts: Mapping[str, Any]) -> str:
         >>> outputs_text({"cosine": 0.98, "output_error": 0.2, "inputs": "8 inputs drawn with another seed"})
         'off by 20.0% of their spread, cosine 0.9800, on 8 inputs drawn with another seed'
     """
-    said = f"off by {facts['output_error']:.1%} of their spread, cosine {facts['cosine']:.4f}"
+    said = f"off by {facts['output_error']:.1%} of their spread"
+    if facts.get("cosine") is not None:
+        said += f", cosine {facts['cosine']:.4f}"
     if facts.get("divergence") is not None:
         said = f"divergence {facts['divergence']:.3g} nats per token"
     asked = facts.get("asked")
