@@ -32,7 +32,11 @@ __all__ = ["verify"]
 @click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: as when OUT was cut]")
 @click.option("--box", metavar="LOW,HIGH", help="Range of every input feature, in place of the ball.")
 @click.option("--delta", type=float, default=0.05, show_default=True, help="Probability that a statement may fail.")
-@click.option("--samples", type=int, help="Inputs to measure on  [default: 10000, or 256 if it is no stack]")
+@click.option(
+    "--samples",
+    type=int,
+    help="Inputs to measure on, as far as the prior makes so many  [default: 10000, or 256 if it is no stack]",
+)
 @click.option("--no-worst", is_flag=True, help="Leave out the worst cases, which take longest.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of samples and searches.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")

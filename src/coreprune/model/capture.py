@@ -156,7 +156,8 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         model(*args, **kwargs)
     except Exception as error:
         shapes = [
-            tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in pytree.tree_leaves((args, kwargs))
+            tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+            for v in pytree.tree_leaves((args, {k: v for k, v in kwargs.items() if k != "use_cache"}))
         ]
         raise InvalidInputError(
             f"example_inputs {shapes} do not fit {type(model).__name__} ({first_line(error)}): "

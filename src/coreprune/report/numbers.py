@@ -82,6 +82,7 @@ class Numbers:
         recipe: all that was asked. commands: as they were typed. python: the call that does the same.
         load: code that opens the result.
         made_with: versions when it was cut, empty if they were not written down; reported_with: those of now.
+        buffers: whether BatchNorm statistics are among what is counted.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Numbers:
     load: str
     made_with: Mapping[str, str]
     reported_with: Mapping[str, str]
+    buffers: bool = False
 
     @property
     def cut(self) -> tuple[Row, ...]:
@@ -172,6 +174,7 @@ def _numbers(structure: Mapping[str, Any], name: str, beside: Beside) -> Numbers
         load=loading(beside.place, beside.opens),
         made_with={str(k): str(v) for k, v in recipe.get("versions", {}).items()},
         reported_with=versions(),
+        buffers=any(tensor.endswith("running_mean") for tensor in shapes),
     )
 
 
@@ -224,7 +227,7 @@ def _rows(
         else:
             why = _why_whole(site, recipe)
             rows.append(
-                Row(site.name, site.kind, site.activation, groups[site.name], site.units, site.units, whole=why)
+                Row(site.name, site.kind, _activation(site), groups[site.name], site.units, site.units, whole=why)
             )
     return tuple(rows)
 
@@ -259,7 +262,7 @@ def _row(site: Site, kept: int, evidence: Mapping[str, Any], group: str) -> Row:
     return Row(
         name=site.name,
         kind=site.kind,
-        activation=site.activation if site.kind in {"linear", "gated", "conv"} else "",
+        activation=_activation(site),
         group=group,
         before=site.units,
         after=kept,
@@ -273,6 +276,11 @@ def _row(site: Site, kept: int, evidence: Mapping[str, Any], group: str) -> Row:
         massive=_massive(evidence.get("massive")),
         curve=tuple((int(k), float(e)) for k, e in zip(curve["units"], curve["errors"], strict=True)),
     )
+
+
+def _activation(site: Site) -> str:
+    """What stands behind the units, of kinds that have one activation."""
+    return site.activation if site.kind in {"linear", "gated", "conv"} else ""
 
 
 def _massive(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
