@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import click
@@ -128,7 +129,7 @@ def model_of(spec: str, factory: str | None) -> nn.Module:
         try:
             model.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
+            reason = shorten(" ".join(str(error).split()), 240, placeholder=" …")
             raise CheckpointError(
                 f"{spec} does not fit what {factory} makes ({reason}): name the right factory"
             ) from None
