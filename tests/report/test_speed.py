@@ -193,7 +193,7 @@ def test_the_page_shows_it(tmp_path):
     _, found = saved(tmp_path / "s", stack(), units={"0": 7})
     html = page(replace(found, cost=cost()))
     assert "tokens per second" in html
-    assert "2.00 times as fast" in html
+    assert "2.00× as fast" in html
     assert "not measured: &lt;onnx&gt; not installed" in html
     body = replace(found, cost=cost()).to_json()
     assert body["cost"]["generation"]["written_per_second"] == [10.0, 20.0]

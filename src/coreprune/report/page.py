@@ -120,10 +120,10 @@ def page(numbers: Numbers, data: str = "") -> str:
 def _tiles(numbers: Numbers) -> list[dict[str, Any]]:
     """The sizes at the top: each with what it was, what it is, and the share that went."""
     on_disk = numbers.file_bytes.before is not None
-    disk = ("weights on disk", numbers.file_bytes, bytes_text)
+    disk = ("on disk", numbers.file_bytes, bytes_text)
     sizes = (
         ("parameters", numbers.parameters, _count),
-        disk if on_disk else ("weights in memory", numbers.tensor_bytes, bytes_text),
+        disk if on_disk else ("in memory", numbers.tensor_bytes, bytes_text),
         ("multiply-adds", numbers.multiply_adds, _count),
     )
     tiles = [_tile(what, change, shown) for what, change, shown in sizes if change.after is not None]
@@ -131,7 +131,7 @@ def _tiles(numbers: Numbers) -> list[dict[str, Any]]:
         time = numbers.cost.latency
         tiles.append(
             {
-                "what": "time of a forward pass",
+                "what": "forward pass",
                 "after": seconds_text(time.after),
                 "before": seconds_text(time.before),
                 "left": time.after / time.before,
@@ -154,7 +154,7 @@ def _faster(time: Latency) -> dict[str, Any]:
     """How many times as fast, where the middle halves of the runs do not overlap."""
     if not clear(time):
         return {"change": "no clear difference", "plain": True}
-    return {"change": f"{time.speedup:.2f} times as fast", "plain": time.speedup < 1}
+    return {"change": f"{time.speedup:.2f}× as fast", "plain": time.speedup < 1}
 
 
 def _off(numbers: Numbers) -> dict[str, Any] | None:
