@@ -314,7 +314,7 @@ def cases(name: str, about: About) -> list[Case]:
     if about.language:
         found += _slices(name, about)
     for label, asked in {**OURS, OURS_DATA: {}}.items():
-        if not about.language and "text" in label and label != OURS_DATA:
+        if not about.language and ("text" in label or "own tokens" in label) and label != OURS_DATA:
             continue
         for tokens in about.amounts if label == OURS_DATA else (0,):
             for fraction in about.fractions:
