@@ -291,6 +291,8 @@ OURS: dict[str, dict[str, Any]] = {
     "coreprune, noise": {"prior": "noise"},
 }
 OURS_DATA = "coreprune, real text"
+#: those of them that networks have that write no text
+ENCODERS = ("coreprune", "coreprune, refined", "coreprune, noise")
 #: what takes longest, and comes last
 SLOW = ("PCA slicing", "GRAIL, greedy", "folding")
 
@@ -314,7 +316,7 @@ def cases(name: str, about: About) -> list[Case]:
     if about.language:
         found += _slices(name, about)
     for label, asked in {**OURS, OURS_DATA: {}}.items():
-        if not about.language and ("text" in label or "own tokens" in label) and label != OURS_DATA:
+        if not about.language and label not in (*ENCODERS, OURS_DATA):
             continue
         for tokens in about.amounts if label == OURS_DATA else (0,):
             for fraction in about.fractions:

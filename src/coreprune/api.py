@@ -197,12 +197,11 @@ def _applied(
     clock: Clock,
     measure: Callable[[nn.Module], dict[str, Any] | None] | None = None,
 ) -> Pruned:
-    """`apply` with the graphs and what the plan makes of the tensors at hand.
+    """`apply` with the graphs and what the plan, which was checked, makes of the tensors at hand.
 
     `measure` says what the cut does to the outputs, if that is not known.
     """
     tensors = tensors_of(model)
-    plan.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     attributes = tuple(follow(model, plan.cuts))
     before = size(model)
     if found is None or not found.graphs:
@@ -264,6 +263,7 @@ def prune(
     with clock.stage("capturing"):
         found = discover(model, example_inputs, capture)
     plan, made, law = decided(model, found, example_inputs, wish)
+    plan.check(found.shapes)
     with clock.stage("cutting"):
         small = _applied(
             model, plan, made, found, inplace, clock, lambda cut: measured_outputs(model, cut, found, law, wish)

@@ -127,6 +127,6 @@ def root(M: Tensor) -> Tensor:
         R.diagonal().add_(level)
         W, failed = torch.linalg.cholesky_ex(R, upper=True)
         if not failed:
-            root: Tensor = W * scale**0.5
-            return root
+            found: Tensor = W * scale**0.5
+            return found
         level *= 10

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Site
 
-__all__ = ["digits", "inspection_text", "refusals", "rows_of", "scaled", "starred", "table", "wrap"]
+__all__ = ["activation_of", "digits", "inspection_text", "refusals", "rows_of", "scaled", "starred", "table", "wrap"]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -38,6 +38,11 @@ def wrap(text: str, width: int = 80) -> list[str]:
             textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False) if len(line) > width else [line]
         )
     return lines
+
+
+def activation_of(site: Site) -> str:
+    """What stands behind the units, of kinds that have one activation; else empty."""
+    return site.activation if site.kind in {"linear", "gated", "conv"} else ""
 
 
 def digits(number: float) -> str:
@@ -85,7 +90,7 @@ def inspection_text(found: Inspection, width: int = 80) -> str:
                 starred(first.name, group) + (f" ({len(group)})" if len(group) > 1 else ""),
                 first.kind,
                 f"{first.units}",
-                first.activation if first.kind in {"linear", "gated", "conv"} else "-",
+                activation_of(first) or "-",
                 ", ".join(readers),
                 f"{sum(found.governs(by_name[name]) for name in group) / total:.1%}",
             ]

@@ -40,6 +40,14 @@ class Data:
     loader: Iterable[Any]
     sequential: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse what can be walked over and yields no batches."""
+        if isinstance(self.loader, (Tensor, Mapping, str)):
+            raise InvalidInputError(
+                f"the data are a {type(self.loader).__name__} where a loader belongs: give a list of batches, such as "
+                "[x] or x.split(64)"
+            )
+
     @property
     def data_used(self) -> bool:
         """True."""
@@ -82,7 +90,6 @@ class Data:
 
     def calls(self) -> Iterator[Arguments]:
         """The inputs as (args, kwargs) of calls: a dict is keyword arguments, of (input, label) the input counts."""
-        self._check()
         seen = False
         for batch in self.loader:
             if isinstance(batch, Mapping):
@@ -99,15 +106,7 @@ class Data:
         if not seen:
             raise InvalidInputError("the data yielded no inputs: give a loader with at least one batch")
 
-    def _check(self) -> None:
-        if isinstance(self.loader, (Tensor, Mapping, str)):
-            raise InvalidInputError(
-                f"the data are a {type(self.loader).__name__} where a loader belongs: give a list of batches, such as "
-                "[x] or x.split(64)"
-            )
-
     def _batches(self) -> Iterator[Tensor]:
-        self._check()
         seen = False
         for batch in self.loader:
             x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch

@@ -71,14 +71,19 @@ def _flow(bars: Sequence[_Bar], centres: Sequence[float], thick: float) -> Itera
     """Between neighbours of which one reads the other, what flows from one to the other."""
     middle = GAP + TALL / 2
     for (a, x), (b, z) in pairwise(zip(bars, centres, strict=True)):
-        if a.end or b.end or b.row.writer in a.row.readers:
+        if a.end or b.end or _reads(a.row, b.row):
             p, q, u, v = x + thick / 2, z - thick / 2, TALL * a.after / 2, TALL * b.after / 2
             yield path([(p, middle - u), (q, middle - v), (q, middle + v), (p, middle + u)], "flow", closed=True)
 
 
+def _reads(a: Row, b: Row) -> bool:
+    """Whether the site b is made by a reader of the site a."""
+    return b.writer in a.readers
+
+
 def joined(numbers: Numbers) -> bool:
     """Whether any two neighbours in the picture are joined."""
-    return numbers.ends is not None or any(b.writer in a.readers for a, b in pairwise(numbers.sites) if b.writer)
+    return numbers.ends is not None or any(_reads(a, b) for a, b in pairwise(numbers.sites))
 
 
 def _errors(bars: Sequence[_Bar], centres: Sequence[float], thick: float, top: float) -> list[Markup]:

@@ -17,7 +17,7 @@ from coreprune.model.site import Inspection, Location, Site
 from coreprune.report.beside import Beside
 from coreprune.report.cost import Change, Cost
 from coreprune.report.recipe import loading, python_call, versions
-from coreprune.report.text import rows_of, starred
+from coreprune.report.text import activation_of, rows_of, starred
 
 __all__ = ["Numbers", "Row", "numbers"]
 
@@ -227,7 +227,7 @@ def _rows(
         else:
             why = _why_whole(site, recipe)
             rows.append(
-                Row(site.name, site.kind, _activation(site), groups[site.name], site.units, site.units, whole=why)
+                Row(site.name, site.kind, activation_of(site), groups[site.name], site.units, site.units, whole=why)
             )
     return tuple(rows)
 
@@ -262,7 +262,7 @@ def _row(site: Site, kept: int, evidence: Mapping[str, Any], group: str) -> Row:
     return Row(
         name=site.name,
         kind=site.kind,
-        activation=_activation(site),
+        activation=activation_of(site),
         group=group,
         before=site.units,
         after=kept,
@@ -276,11 +276,6 @@ def _row(site: Site, kept: int, evidence: Mapping[str, Any], group: str) -> Row:
         massive=_massive(evidence.get("massive")),
         curve=tuple((int(k), float(e)) for k, e in zip(curve["units"], curve["errors"], strict=True)),
     )
-
-
-def _activation(site: Site) -> str:
-    """What stands behind the units, of kinds that have one activation."""
-    return site.activation if site.kind in {"linear", "gated", "conv"} else ""
 
 
 def _massive(found: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from coreprune.maths.outliers import FACTOR
-from coreprune.model.text import digits, inspection_text, rows_of, scaled, starred, table, wrap
+from coreprune.model.text import activation_of, digits, inspection_text, rows_of, scaled, starred, table, wrap
 from coreprune.plan import Plan
 
 __all__ = [
+    "activation_of",
     "bytes_text",
     "digits",
     "inspection_text",
@@ -45,7 +46,7 @@ def summary(plan: Plan, dense_parameters: int, dense_bytes: int, parameters: int
             cut.site.name,
             f"{cut.site.units}",
             f"{cut.kept.numel()}",
-            cut.site.activation if cut.site.kind in {"linear", "gated", "conv"} else "-",
+            activation_of(cut.site) or "-",
             f"{cut.evidence['relative_error']:.1%}" if "relative_error" in cut.evidence else "-",
             digits(cut.evidence["chebyshev_error"]) if "chebyshev_error" in cut.evidence else "-",
         ]
