@@ -159,16 +159,17 @@ def _faster(time: Latency) -> dict[str, Any]:
 
 def _off(numbers: Numbers) -> dict[str, Any] | None:
     """How far the outputs are off, as far as it is known: measured by `verify`, else by the plan, else predicted."""
+    if not numbers.cut:
+        return None
     measured = (numbers.checked or {}).get("end_measured")
     if measured is None:
         measured = (numbers.recipe.get("outputs") or {}).get("output_error")
     if measured is not None:
         share, said = float(measured), "of their spread, measured"
-    elif numbers.ends is not None and numbers.cut and numbers.cut[-1].error is not None:
-        share, said = numbers.cut[-1].error, "of their spread, predicted"
+    elif numbers.ends is not None and numbers.cut[-1].error is not None:
+        when = " before training" if numbers.recipe.get("distilled") else ""
+        share, said = numbers.cut[-1].error, f"of their spread, predicted{when}"
     else:
-        return None
-    if not numbers.cut:
         return None
     return {"what": "outputs are off by", "after": _percent(share), "before": None, "left": None, "change": said,
             "plain": True}  # fmt: skip
