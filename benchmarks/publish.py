@@ -182,7 +182,7 @@ def _paper() -> str:
             about = _about(f"paper-{name}").replace(
                 f"python benchmarks/paper-{name}.py", f"python -m paper --only {name}"
             )
-            text += [f"{title}\n", tables.INTRODUCTIONS[name] + " " + about + "\n", make()]
+            text += [f"{title}\n", tables.introduction(name) + " " + about + "\n", make()]
             if figure is not None:
                 text.append(f"![{figure}](figures/paper-{name}.svg)\n")
                 shutil.copy(results() / f"paper-{name}.svg", DOCS / "figures" / f"paper-{name}.svg")

@@ -49,6 +49,22 @@ def test_every_public_name_has_an_example_that_is_run(name):
     assert SOURCE in file.parents  # where pytest collects doctests
 
 
+def members(name):
+    """Functions that the reference shows of a public name: itself, or the public methods of a class."""
+    found = documented(name)
+    own = [found] if inspect.isfunction(found) else [v for k, v in vars(found).items() if k[0] != "_"]
+    return [one for one in own if inspect.isfunction(one)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_can_read_every_parameter(name):
+    """A line of its own for each, as the documentation's reader of docstrings takes what stands before the colon."""
+    for function in members(name):
+        part = re.search(r"\nArgs:\n((?:    .*\n|\n)+)", (inspect.getdoc(function) or "") + "\n")
+        described = re.findall(r"^    (\S[^:]*):", part[1], re.M) if part else []
+        assert set(described) <= set(inspect.signature(function).parameters), function.__qualname__
+
+
 def defined(file):
     """Names of functions, classes and methods of a Python file."""
     kinds = ast.FunctionDef | ast.ClassDef
@@ -105,6 +121,13 @@ def test_the_command_line_page_names_no_option_that_is_not_there():
     known = {word for command in cli.commands.values() for word in options(command)} | {"--version", "--help"}
     for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", text("cli.md")):
         assert word in known, word
+
+
+def test_the_scoreboard_is_what_its_records_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "zoo"))
+    import scoreboard
+
+    assert scoreboard.page() == text("scoreboard.md")
 
 
 def rewritten(tmp_path, monkeypatch, *, demo):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,11 +12,11 @@ from paper.store import Row
 from records import read_record
 
 __all__ = [
-    "INTRODUCTIONS",
     "choice",
     "cifar10",
     "curve",
     "edges",
+    "introduction",
     "lenet5",
     "load",
     "recovery",
@@ -29,22 +30,29 @@ CUT_ONLY, NOTHING = "none", "–"
 
 #: part → what its table shows
 INTRODUCTIONS = {
-    "recovery": "MNIST test error in %, mean ± standard deviation over training seeds of the dense network.",
+    "recovery": "MNIST test error in %, mean ± standard deviation over {seeds} of the dense network's training. What each start had to cut by, and "
+    "what its network costs, is in the third table.",
     "choice": "Each schedule was tried on 55,000 training pictures and measured on the other 5,000, one seed; the best is in "
     "bold, and is what the tables above and below have.",
     "curve": "At the widths that `kernel` shares out by its own error curves, the same for all methods.",
     "edges": "The coreset of Baykal et al. ([arXiv:1804.05345](https://arxiv.org/abs/1804.05345)) draws single weights by their "
     "importance on a sample of pictures; the seed paper argues against that need of data. As many edges as the narrow "
     "networks have weights; bytes as compressed sparse rows, 4 for a value and 2 for its column; time with torch's sparse "
-    "rows. No training afterwards.",
-    "lenet5": "Every hidden site loses the same share of its channels or units; test error in %.",
-    "cifar10": "The channels of every site, residual streams too, cut by the same share; test error in %, mean ± standard deviation over "
-    "seeds of the cut. The networks' only dense layer gives the scores and stays. One epoch afterwards on labels, or towards the "
+    "rows. No training afterwards. Mean ± standard deviation over {seeds} of the dense network's training.",
+    "lenet5": "Every hidden site loses the same share of its channels or units; test error in %, mean ± standard deviation over {seeds} of the "
+    "dense network's training.",
+    "cifar10": "The channels of every site, residual streams too, cut by the same share; test error in %, mean ± standard deviation over {seeds} "
+    "of the cut of one dense network; figures without ± are of one. The networks' only dense layer gives the scores and stays. One epoch afterwards on labels, or towards the "
     "dense network's scores without labels; its schedule was fixed beforehand.",
     "vgg": "The same VGG with the three dense layers of the original, of 512 units each, trained on what its convolutions say of flipped and "
     "cropped pictures; cut are the units of both hidden dense layers, and afterwards these layers alone are trained, for two epochs on labels. "
-    "Test error in %, mean ± standard deviation over seeds of the cut.",
+    "Test error in %, mean ± standard deviation over {seeds} of the cut of one dense network; figures without ± are of one.",
 }
+
+
+def introduction(part: str) -> str:
+    """What the table of a part shows, with how many seeds there are."""
+    return INTRODUCTIONS[part].format(seeds=_seeds(load(part)["rows"]))
 
 
 def load(part: str) -> dict[str, Any]:
@@ -96,11 +104,22 @@ def _seeds(rows: list[Row]) -> str:
     return f"{count} seed" + "s" * (count != 1)
 
 
-def _cost_cells(rows: list[Row]) -> list[str]:
-    """Parameters, bytes, multiply-adds and milliseconds."""
+def _cost_cells(rows: list[Row], every: Iterable[Row]) -> list[str]:
+    """Parameters, bytes, multiply-adds and milliseconds, each the mean over rows.
+
+    Networks of one shape take one time: the least that was measured of it among `every` row of the record.
+    """
+    least: dict[Any, float] = {}
+    for row in (one for one in every if "milliseconds" in one):
+        least[_shape(row)] = min(row["milliseconds"], least.get(_shape(row), math.inf))
     whole: Callable[[str], str] = lambda what: f"{round(statistics.mean(_values(rows, what))):,}"  # noqa: E731
-    return [whole("parameters"), whole("bytes"), whole("multiply_adds"),
-            f"{statistics.median(_values(rows, 'milliseconds')):.2f}"]  # fmt: skip
+    quickest = statistics.mean(least[_shape(row)] for row in rows if "milliseconds" in row)
+    return [whole("parameters"), whole("bytes"), whole("multiply_adds"), f"{quickest:.2f}"]
+
+
+def _shape(row: Row) -> tuple[Any, ...]:
+    """What tells the shapes of networks apart."""
+    return row["parameters"], row["bytes"], row["multiply_adds"], row.get("widths")
 
 
 COSTS = ("parameters", "bytes", "multiply-adds", "ms for 256")
@@ -124,7 +143,7 @@ def recovery() -> str:
             else NOTHING
         )
         data = bare[0]["data"] if start != "from scratch" else NOTHING
-        costs.append([start, data, bare[0]["prior"], *_cost_cells(mine), seconds])
+        costs.append([start, data, bare[0]["prior"], *_cost_cells(mine, rows), seconds])
     second = table(["start", "training pictures seen before", "prior", *COSTS, "seconds to cut"], costs)
     return "\n\n".join([first, _aims(rows), second]) + "\n"
 
@@ -186,9 +205,14 @@ def curve() -> str:
         text.append(
             f"Test error in %, {said}; {_seeds(mine)}:\n\n" + table(["method", *(f"−{s:.0%}" for s in at)], lines)
         )
-    sizes = [[f"−{share:.0%}", *_cost_cells(_of(rows, removed=share)), ", ".join(dict.fromkeys(r["widths"] for r in _of(rows, removed=share)))]
+    sizes = [[f"−{share:.0%}", *_cost_cells(_of(rows, removed=share), rows), ", ".join(dict.fromkeys(r["widths"] for r in _of(rows, removed=share)))]
              for share in shares]  # fmt: skip
     text.append("Sizes, mean over seeds:\n\n" + table(["removed", *COSTS, "widths"], sizes))
+    bare = [_of(rows, training=CUT_ONLY, method=method)[:1] for method in _names(rows, "method")]
+    had = [[row["key"]["method"], row["data"], row["prior"]] for one in bare for row in one]
+    text.append(
+        "What the methods had to cut by:\n\n" + table(["method", "training pictures seen by the cut", "prior"], had)
+    )
     return "\n\n".join(text) + "\n"
 
 
@@ -200,7 +224,7 @@ def edges() -> str:
         for method in _names(rows, "method"):
             mine = _of(rows, removed=share, method=method)
             seconds = f"{statistics.median(_values(mine, 'seconds')):.2f}"
-            lines.append([f"−{share:.0%}", method, spoken(_values(mine)), f"{mine[0]['pictures']:,}", *_cost_cells(mine),
+            lines.append([f"−{share:.0%}", method, spoken(_values(mine)), f"{mine[0]['pictures']:,}", *_cost_cells(mine, rows),
                           seconds, mine[0]["prior"]])  # fmt: skip
     heads = ["removed", "method", "test error, %", "training pictures needed", *COSTS, "seconds to cut", "prior"]
     return table(heads, lines) + "\n"
@@ -234,7 +258,9 @@ def _cuts(rows: Sequence[Row], trainings: Mapping[str, str]) -> str:
     """
     dense = _of(rows, method="dense")
     empty = [NOTHING for _ in trainings]
-    lines = [["–", "dense", spoken(_values(dense)), *empty, dense[0]["data"], dense[0]["prior"], *_cost_cells(dense)]]
+    lines = [
+        ["–", "dense", spoken(_values(dense)), *empty, dense[0]["data"], dense[0]["prior"], *_cost_cells(dense, rows)]
+    ]
     for share in sorted(set(_names(rows, "removed")) - {0.0}):
         for method in _names(rows, "method"):
             mine = _of(rows, removed=share, method=method)
@@ -242,7 +268,7 @@ def _cuts(rows: Sequence[Row], trainings: Mapping[str, str]) -> str:
                 bare = _of(mine, training=CUT_ONLY)
                 tuned = [spoken(_values(_of(mine, training=name))) for name in trainings]
                 lines.append([f"−{share:.0%}", method, spoken(_values(bare)), *tuned, bare[0]["data"],
-                              bare[0]["prior"], *_cost_cells(mine)])  # fmt: skip
+                              bare[0]["prior"], *_cost_cells(mine, rows)])  # fmt: skip
     heads = [
         "units removed",
         "method",

@@ -330,7 +330,9 @@ def verify(
         count = 256 if samples is None else samples
         held = _held(model, recipe, prior, inputs, count, seed, progress)
         calls = _told(held.calls, count, progress)
-        return measured(model, module, calls, prior=held.said, samples=count, delta=delta, data_used=inputs is not None)
+        own = inputs is not None
+        return measured(model, module, calls, prior=held.said, samples=count, delta=delta, data_used=own,
+                        independent=held.independent)  # fmt: skip
     if not (prior is None or isinstance(prior, Gaussian)):
         raise InvalidInputError(f"prior={prior!r} was asked of a stack of Linear layers: give a coreprune.Gaussian")
     found = discover(model)
@@ -371,7 +373,7 @@ def _held(
     """What to measure a network on that is no stack."""
     if inputs is not None:
         loader = Data([inputs] if isinstance(inputs, (Tensor, Mapping)) else inputs)
-        return Held(loader.calls(), "the inputs given")
+        return Held(loader.calls(), "the inputs given", independent=True)
     if prior is not None:
         check_prior(prior)
     graph = discover(model, rebuilt(recipe["inputs"]), recipe.get("capture", "auto")).graphs[0]

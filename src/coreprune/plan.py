@@ -258,7 +258,7 @@ class Made:
 
     def shifted(self, shifts: Mapping[str, Tensor]) -> Made:
         """The same where further tensors are shifted; what is known of all else is not computed again."""
-        return Made(self.cuts, self._tensors, {**self.shifts, **shifts}, self)
+        return Made(self.cuts, self._tensors, {**self.shifts, **shifts}, self) if shifts else self
 
     @property
     def dense(self) -> Mapping[str, Tensor]:

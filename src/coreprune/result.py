@@ -105,7 +105,10 @@ class Pruned:
         """Run both networks, in turns: multiply-adds, time, and of causal language models tokens per second.
 
         Args:
-            dense, example_inputs, runtimes: see `report`. seconds: to spend on each thing that is timed.
+            dense: the network that was cut.
+            example_inputs: one batch to measure on; default inputs of the shapes that the plan was made with.
+            runtimes: to time a forward pass in: see `report`.
+            seconds: to spend on each thing that is timed.
 
         Returns:
             The numbers; print them, or look at them in a notebook.

@@ -209,7 +209,25 @@ def test_images_that_were_matched_are_matched_anew():
     ).eval()
     law = cp.Matched(count=8, steps=2)
     small = cp.prune(net, torch.zeros(2, 3, 8, 8), units={"0": 3}, prior=law)
-    assert cp.verify(net, small, samples=100).prior == "100 images matched with another seed"
+    checked = cp.verify(net, small, samples=100)
+    assert checked.prior == "100 images matched with another seed"
+    said = checked.statements()[-1]  # they are matched together: no theorem speaks of such draws
+    assert "1.00% of these inputs, which are not independent draws" in said
+    assert "confidence" not in said
+
+
+def test_text_is_counted_and_bounds_nothing_where_numbers_that_are_drawn_do():
+    net, x = captured(), torch.zeros(2, 1, 8, 8)
+    small = cp.prune(net, x, units={"0": 3}, prior="noise")
+    assert cp.verify(net, small).independent
+    assert cp.verify(net, small, inputs=torch.randn(150, 1, 8, 8)).independent
+    ids = torch.zeros(2, 16, dtype=torch.long)
+    speaking = nn.Sequential(nn.Embedding(80, 6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    cut = cp.prune(speaking, ids, units={"1": 4}, prior="zipf")
+    assert cp.verify(speaking, cut).independent
+    own = cp.verify(speaking, cut, prior=cp.Mixture(((cp.Zipf(), 1.0), (cp.Zipf(exponent=0.5), 1.0))))
+    assert not own.independent
+    assert own.exceed_probability <= 0.01  # of the samples themselves; less where some are alike
 
 
 def test_a_prior_that_a_stack_cannot_have_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -47,7 +48,7 @@ def anew(
             "no inputs can be drawn anew: give inputs=, in Python, or a prior that can be drawn, such as prior='noise'"
         )
     if isinstance(prior, Gaussian):
-        return Held(found.calls, f"{prior_of(prior).split(' through ')[0]}, drawn with another seed")
+        return replace(found, said=f"{prior_of(prior).split(' through ')[0]}, drawn with another seed")
     return found
 
 

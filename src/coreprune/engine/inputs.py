@@ -168,7 +168,8 @@ def _numbers(captured: Captured) -> tuple[int, int]:
         inner = first.shape[1:-1]
     each = max(math.prod(inner), 1)
     count = max(PROBES, -(-(PIXELS if image else POSITIONS) // each))
-    return count, min(count, max(TOGETHER, AREA // each))
+    batches = -(-count // max(TOGETHER, AREA // each))
+    return count, -(-count // batches)  # batches of one size, so that no more are drawn than are wanted
 
 
 def settled(

@@ -28,6 +28,7 @@ def measured(
     samples: int,
     delta: float,
     data_used: bool,
+    independent: bool = True,
 ) -> Verification:
     """Compare two networks of the same outputs, input by input.
 
@@ -38,6 +39,7 @@ def measured(
         samples: stop after so many inputs.
         delta: probability with which the statement about the tail may fail.
         data_used: whether the inputs are the user's.
+        independent: whether they are independent draws; of others the share of the tail is counted, and no more.
 
     Raises:
         InvalidInputError: too few inputs, or none that fit.
@@ -65,8 +67,10 @@ def measured(
         raise InvalidInputError(f"{count} inputs were given to measure on: give at least {FEWEST}")
     spread = second / seen - (first / seen) ** 2
     relative = relative_error(torch.tensor([difference / seen]), torch.tensor([spread]))
-    exceed, probability = exceeded(torch.cat(worst), delta)
-    return Verification((), prior, "", "", None, None, relative, count, exceed, probability, delta, data_used)
+    exceed, probability = exceeded(torch.cat(worst), delta if independent else None)
+    return Verification(
+        (), prior, "", "", None, None, relative, count, exceed, probability, delta, data_used, independent
+    )
 
 
 def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -79,11 +79,14 @@ class Held:
 
     Attributes:
         calls: (args, kwargs). said: what they are, in words. unseen: whether the cut did not see them.
+        independent: whether each is a draw of one law that knows nothing of the others. Images that were matched
+            together and parts of one text are not.
     """
 
     calls: Iterable[Arguments]
     said: str
     unseen: bool = True
+    independent: bool = False
 
     def facts(self, outputs: Outputs) -> dict[str, Any]:
         """What was measured, and on what, as plain data."""
@@ -248,7 +251,7 @@ def held_out(
     if isinstance(prior, Zipf):
         some = replace(prior, tokens=max(min(prior.tokens, most.tokens), prior.length))
         ids = drawn_tokens(some, model, captured, seed + 1)
-        return Held(_tokens(captured, ids), f"{ids.numel():,} random tokens drawn with another seed")
+        return Held(_tokens(captured, ids), f"{ids.numel():,} random tokens drawn with another seed", independent=True)
     if isinstance(prior, Text):
         ids, unseen = prior.held_out(model, most.tokens)
         ids = _rows(ids, most.rows)
@@ -281,7 +284,7 @@ def _noise(captured: Captured, prior: Gaussian, seed: int, most: Amount) -> Held
     each = max(leaf[0].numel() for leaf in leaves) if leaves and tokens else 1
     calls = list(drawn(captured, prior, max(-(-most.tokens // each) if tokens else most.inputs, 1), seed))
     count = sum(next(len(v) for v in pytree.tree_leaves(call) if isinstance(v, Tensor) and v.dim()) for call in calls)
-    return Held(calls, f"{count} inputs drawn with another seed")
+    return Held(calls, f"{count} inputs drawn with another seed", independent=True)
 
 
 def _size(call: Arguments) -> int:

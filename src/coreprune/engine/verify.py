@@ -87,6 +87,8 @@ class Verification:
         exceed_probability: but for inputs of at most this probability under the prior,
         delta: with confidence 1 − δ.
         data_used: whether the samples were the user's.
+        independent: whether the samples are independent draws of one law. Else nothing is said of further inputs:
+            `exceed_probability` is the share of the samples themselves.
     """
 
     sites: tuple[SiteCertificate, ...]
@@ -101,6 +103,7 @@ class Verification:
     exceed_probability: float
     delta: float
     data_used: bool
+    independent: bool = True
 
     def __str__(self) -> str:
         """The statements, one below the other."""
@@ -138,12 +141,18 @@ class Verification:
         if not self.sites and not self.data_used:  # else they say what it is
             source = self.prior if self.prior.startswith(many) else f"{many}inputs ({self.prior})"
         predicted = "" if self.end_predicted is None else f" ({self.end_predicted:.1%} was predicted)"
-        lines.append(
-            f"the whole network, on {source}: the outputs are off by {self.end_measured:.1%} of "
-            f"their spread{predicted}, and with confidence {1 - self.delta:.0%} by more "
-            f"than {digits(self.exceed)} at some output for at most {self.exceed_probability:.2%} of such inputs "
-            "(Clopper-Pearson)."
-        )
+        off = f"the outputs are off by {self.end_measured:.1%} of their spread{predicted}"
+        if self.independent:
+            tail = (
+                f"with confidence {1 - self.delta:.0%} by more than {digits(self.exceed)} at some output for at most "
+                f"{self.exceed_probability:.2%} of such inputs (Clopper-Pearson)."
+            )
+        else:
+            tail = (
+                f"by more than {digits(self.exceed)} at some output for {self.exceed_probability:.2%} of these inputs, "
+                "which are not independent draws: that is counted, and no bound for others."
+            )
+        lines.append(f"the whole network, on {source}: {off}, and {tail}")
         return lines
 
 
@@ -298,7 +307,7 @@ def _measure(dense: nn.Module, small: nn.Module, x: Tensor, delta: float) -> tup
     return relative, *exceeded((y - z).abs().amax(1), delta)
 
 
-def exceeded(errors: Tensor, delta: float) -> tuple[float, float]:
+def exceeded(errors: Tensor, delta: float | None) -> tuple[float, float]:
     """(ε, p): an input's error is more than ε with probability at most p, at confidence 1 − δ.
 
     ε is the order statistic that a hundredth of the samples exceed. That it is taken from the same samples
@@ -306,11 +315,15 @@ def exceeded(errors: Tensor, delta: float) -> tuple[float, float]:
     quantile is Clopper and Pearson's.
 
     Args:
-        errors: one for each input, (N,). delta: δ.
+        errors: one for each input, (N,).
+        delta: δ; None where the inputs are not independent, and p is the share of them that exceeds ε.
     """
     ordered = errors.sort().values
     beyond = len(ordered) // 100
-    return float(ordered[len(ordered) - 1 - beyond]), clopper_pearson(beyond, len(ordered), delta)
+    level = ordered[len(ordered) - 1 - beyond]
+    if delta is None:
+        return float(level), float((errors > level).double().mean())
+    return float(level), clopper_pearson(beyond, len(ordered), delta)
 
 
 def _run(model: nn.Module, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Text that a causal language model writes itself: no data, and yet inputs of the kind that it was trained on.
 
 Every sequence starts with the model's own beginning-of-text token and one token drawn evenly from the vocabulary, so
-that no two start alike, or with an opening, the first words of a text of some kind; and goes on as the model samples.
+that few start alike, or with an opening, the first words of a text of some kind; and goes on as the model samples.
 
 Source: 01-maths §4, self-generated; Liu et al. 2023, LLM-QAT, arXiv:2305.17888, there for quantisation.
 """
