@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib
 import inspect
 import re
 import shutil
@@ -37,6 +38,23 @@ def test_every_public_name_is_in_the_reference(name):
     described = {line.rsplit(".", 1)[-1] for page in PAGES for line in re.findall(r"^::: (\S+)", text(page), re.M)}
     assert name in described
     assert re.search(rf"coreprune\.([\w.]+\.)?{name}\b", text("api.md"))
+
+
+def shown():
+    """Everything that the reference shows, by its full name, but for errors, which say themselves when they come."""
+    names = {line for page in PAGES for line in re.findall(r"^::: (\S+)", text(page), re.M)}
+    found = {}
+    for name in sorted(names):
+        module, _, last = name.rpartition(".")
+        found[name] = getattr(importlib.import_module(module), last)
+    return {name: one for name, one in found.items() if not isinstance(one, dict) and ".errors." not in name}
+
+
+@pytest.mark.parametrize("name", shown())
+def test_everything_in_the_reference_has_an_example_that_is_run(name):
+    words = inspect.getdoc(shown()[name]) or ""
+    assert "\nExample:\n" in words
+    assert doctest.DocTestParser().get_examples(words)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,12 @@ _DATA = Path(__file__).parent / "data"
 
 
 def architecture() -> nn.Sequential:
-    """An untrained LeNet-300-100: 784 pixels, 300 and 100 ReLU units, 10 classes."""
+    """An untrained LeNet-300-100: 784 pixels, 300 and 100 ReLU units, 10 classes.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in architecture().parameters())
+        266610
+    """
     return nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
 
 
@@ -41,7 +46,13 @@ def lenet() -> nn.Sequential:
 
 
 def test_images() -> tuple[Tensor, Tensor]:
-    """The 10,000 MNIST test images as (10000, 784) in [0, 1], and their labels (10000,)."""
+    """The 10,000 MNIST test images as (10000, 784) in [0, 1], and their labels (10000,).
+
+    Example:
+        >>> images, labels = test_images()
+        >>> images.shape, labels.shape
+        (torch.Size([10000, 784]), torch.Size([10000]))
+    """
     images = read_idx(_DATA / "t10k-images-idx3-ubyte.gz")
     return images.flatten(1).float() / 255, read_idx(_DATA / "t10k-labels-idx1-ubyte.gz").long()
 

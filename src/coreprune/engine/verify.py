@@ -47,6 +47,13 @@ class SiteCertificate:
         domain: where the worst case is taken, of the site's own inputs, this site alone being cut.
         upper: proved bound of |y_i − ŷ_i| over the domain, the largest over i; None if not computed.
         lower: an error that was found there.
+
+    Example:
+        >>> import coreprune as cp
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> found = cp.verify(net, cp.prune(net, units={"0": 5}), samples=500).sites[0]
+        >>> found.site, found.units, found.kept, found.lower <= found.upper
+        ('0', 8, 5, True)
     """
 
     site: str
@@ -89,6 +96,13 @@ class Verification:
         data_used: whether the samples were the user's.
         independent: whether the samples are independent draws of one law. Else nothing is said of further inputs:
             `exceed_probability` is the share of the samples themselves.
+
+    Example:
+        >>> import coreprune as cp
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> checked = cp.verify(net, cp.prune(net, units={"0": 8}), samples=500)  # nothing was cut
+        >>> checked.end_bound, checked.exceed, checked.samples
+        (0.0, 0.0, 500)
     """
 
     sites: tuple[SiteCertificate, ...]

@@ -85,7 +85,18 @@ def size_for_error(total: float, error: float, delta: float, outputs: int = 1) -
 
 
 def error_of_draws(total: float, draws: int, delta: float, outputs: int = 1) -> float:
-    """ε = T (2 + √(2 ln(2p/δ))) / √m, the inverse of `size_for_error`."""
+    """ε = T (2 + √(2 ln(2p/δ))) / √m, the inverse of `size_for_error`.
+
+    Args:
+        total: T (or B).
+        draws: m, with replacement.
+        delta: δ.
+        outputs: p.
+
+    Example:
+        >>> round(error_of_draws(total=1.0, draws=2225, delta=0.05), 3)
+        0.1
+    """
     if draws < 1:
         raise InvalidInputError(f"{draws} draws were asked for: ask for at least 1")
     return total * _constant(delta, outputs) / math.sqrt(draws)

@@ -31,6 +31,12 @@ class Layer:
         activation: φ.
         radius: β, in the units of the layer's input.
         law: what is known of the units' distribution, for the methods that ask for it.
+
+    Example:
+        >>> from coreprune.maths.activation import activation
+        >>> layer = Layer(torch.eye(3), torch.zeros(3), torch.ones(2, 3), activation("relu"), radius=1.0)
+        >>> layer.units, layer.query_radius == 2**0.5
+        (3, True)
     """
 
     incoming: Tensor

@@ -62,6 +62,10 @@ class Value:
         shape: its sizes.
         blocks: labels; no axis is in two blocks, and an axis in none has no units.
         source: the parameter or buffer it is a mere view of.
+
+    Example:
+        >>> Value((2, 3)).at(1) is None  # no units run along an axis without labels
+        True
     """
 
     shape: tuple[int, ...]

@@ -86,6 +86,15 @@ class Site:
         bias: where b is, or would be: the writer may have none.
         readers: every map that reads the units.
         others: all else that the units own: norms, depthwise kernels, further writers.
+
+    Example:
+        >>> import coreprune as cp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> site = cp.inspect(net).sites[0]
+        >>> site.name, site.kind, site.units, site.activation
+        ('0', 'linear', 8, 'relu')
+        >>> [reader.weight.tensor for reader in site.readers]
+        ['2.weight']
     """
 
     name: str
@@ -162,7 +171,14 @@ class Maker:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Units that stay as they are, and why."""
+    """Units that stay as they are, and why.
+
+    Example:
+        >>> import coreprune as cp
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        >>> cp.inspect(net, torch.zeros(1, 1, 4, 4)).refused
+        (Refusal(name='2', reason='is an output of the network'),)
+    """
 
     name: str
     reason: str
@@ -184,6 +200,13 @@ class Inspection:
         taps: by site and reader, where in the graphs the units can be seen as the reader gets them.
         makers: by site, what computes the units: weight, bias and the BatchNorm behind.
         aliases: other names of tensors that several modules share, by the name that the sites use.
+
+    Example:
+        >>> import coreprune as cp
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        >>> found = cp.inspect(net, torch.zeros(1, 1, 4, 4))
+        >>> [(site.name, site.kind, site.units) for site in found.sites]
+        [('0', 'conv', 4)]
     """
 
     sites: tuple[Site, ...]

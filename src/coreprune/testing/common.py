@@ -15,7 +15,18 @@ __all__ = ["Checker", "Conformance", "ConformanceError", "other_global_state", "
 
 
 class ConformanceError(AssertionError):
-    """An extension is not what it says it is: what was checked, what was found, what to do."""
+    """An extension is not what it says it is: what was checked, what was found, what to do.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import coreprune as cp
+        >>> from coreprune.testing import check_method
+        >>> try:
+        ...     check_method(replace(cp.METHODS["uniform"], random=False))
+        ... except ConformanceError as error:
+        ...     print(str(error).split(",")[0])
+        method 'uniform': it says random=False
+    """
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,18 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter a rule under the full names of its operators."""
+    """Enter a rule under the full names of its operators.
+
+    Args:
+        names: with their namespace, and without an overload, such as "aten.relu".
+
+    Example:
+        >>> @rule("mine.twice")
+        ... def twice(walk, node, args, kwargs):
+        ...     return walk.elementwise(args[0].shape, args)
+        >>> RULES.pop("mine.twice") is twice
+        True
+    """
 
     def enter(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
