@@ -305,7 +305,7 @@ def markdown(networks: Mapping[str, dict[str, Any]]) -> str:
             f"**{name}**, {body['rows'][1]['dense_parameters']:,} numbers; {what}: dense {dense['figure']:{form}}; "
             f"measured on commit {body['commit']}\n"
         )
-        text.append("| cut | units | method | figure | parameters removed | seconds | check | data used | prior |")
+        text.append("| cut | units | method | result | parameters removed | seconds | check | data used | prior |")
         text.append("|" + "---|" * 9)
         for one in body["rows"][1:]:
             figure = f"{one['figure']:{form}}"
@@ -318,7 +318,7 @@ def markdown(networks: Mapping[str, dict[str, Any]]) -> str:
             )
         text.append("")
         for inputs, statements in body.get("verify", {}).items():
-            text += [f"- `verify` on {inputs}: {statement}" for statement in statements]
+            text += [f"- `verify` of the first row's cut, on {inputs}: {statement}" for statement in statements]
         if command := body.get("command"):
             equal = "equal" if command["outputs_equal"] else f"differ by {command['largest_difference']:.1e}"
             text.append(

@@ -290,6 +290,8 @@ def _beside(rows: list[Row], published: Mapping[str, Any], fractions: list[float
         theirs = {float(f): published["dense"] - value for f, value in values.items()}
         cells = [f"{mine[f]:.1f} / {theirs[f]:.1f}" for f in fractions]
         text.append(f"| {label} | {' | '.join(cells)} | {source} |")
+    text.append("\nTheir networks are not at hand; this one has their recipe, and not their weights. It loses more under every method, plain norms "
+                "too, in which little can be done wrongly: compare methods with each other, not with what is published.")  # fmt: skip
     return [*text, ""]
 
 
