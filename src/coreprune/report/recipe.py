@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
-__all__ = ["loading", "python_call", "versions"]
+__all__ = ["loading", "measured_on", "python_call", "versions"]
 
 #: arguments of `coreprune.prune` and what they are if nothing is said
 _DEFAULTS: dict[str, Any] = {
@@ -169,3 +172,22 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def measured_on() -> str:
+    """Today, and the processor, as far as it says what it is.
+
+    Example:
+        >>> measured_on()[:2]
+        '20'
+    """
+    return f"{datetime.now(timezone.utc):%Y-%m-%d}, {_processor()}, {os.cpu_count()} processors"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
