@@ -340,3 +340,38 @@ def test_what_was_cut_without_an_example_says_what_verify_needs():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
     with pytest.raises(InvalidInputError, match="--input"):
         cp.verify(net, cp.prune(net, units={"3": 2}))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_the_callers_mode_does_not_matter(mode):
+    """Cuts that take gradients, and training, work where the caller takes none; results can be trained afterwards."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    image = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2)).eval()
+    x = torch.randn(2, 1, 6, 6)
+    with mode():
+        small = cp.prune(layers, remove=0.4, method="refined")
+        better = cp.distill(small, layers, steps=2)
+        seen = cp.prune(image, x, units={"0": 3}, prior=cp.Matched(count=8, steps=2))
+        cp.verify(image, seen, samples=100)
+    for model, inputs in ((small.model, torch.randn(3, 4)), (better.model, torch.randn(3, 4)), (seen.model, x)):
+        model(inputs).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_error_of_all_cuts_together_keeps_the_budget(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 1))
+    small = cp.prune(model, budget={"error": "10%"}, prior=cp.Gaussian(std=1.0))
+    assert 0.08 < small.plan.cuts[-1].evidence["relative_error"] <= 0.1
+    checked = cp.verify(model, small, prior=cp.Gaussian(std=1.0), worst=False, samples=4000)
+    assert checked.end_measured < 0.11  # measured on samples, beside what was predicted
+
+
+def test_percentages_are_fractions():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert cp.plan(model, remove="50%").kept == cp.plan(model, remove=0.5).kept
+    assert cp.plan(model, remove={"0": "25%"}).kept == {"0": 6}
+    with pytest.raises(InvalidInputError, match="at least 0 and below 1"):
+        cp.plan(model, remove="half%")

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from coreprune.budget import Remove
 from coreprune.clock import Clock
 from coreprune.engine.anew import anew, prior_again
 from coreprune.engine.equivalence import require
@@ -25,7 +24,7 @@ from coreprune.engine.verify import Verification, certify
 from coreprune.errors import InvalidInputError
 from coreprune.io.configs import write_fields
 from coreprune.maths.domain import Ball, Box
-from coreprune.model.capture import Arguments, rebuilt
+from coreprune.model.capture import Arguments, graded, rebuilt
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import check_marks, tensors_of
@@ -37,7 +36,7 @@ from coreprune.result import Pruned, configured, load, read_claims, read_structu
 from coreprune.surgery.apply import install, size, spared_copy
 from coreprune.surgery.attributes import follow
 from coreprune.surgery.edits import edited
-from coreprune.wish import Wish, radius_of
+from coreprune.wish import Share, Wish, radius_of
 
 __all__ = ["apply", "inspect", "plan", "prune", "verify"]
 
@@ -70,7 +69,7 @@ def plan(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    remove: Remove | None = None,
+    remove: Share | Mapping[str, Share] | None = None,
     units: Mapping[str, int] | None = None,
     budget: Mapping[str, Any] | None = None,
     draws: Mapping[str, int] | None = None,
@@ -188,6 +187,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: 
     return replace(small, timing=clock.timing(rest=True))
 
 
+@graded
 def _applied(
     model: nn.Module,
     plan: Plan,
@@ -229,7 +229,7 @@ def prune(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    remove: Remove | None = None,
+    remove: Share | Mapping[str, Share] | None = None,
     units: Mapping[str, int] | None = None,
     budget: Mapping[str, Any] | None = None,
     draws: Mapping[str, int] | None = None,

@@ -179,12 +179,15 @@ def allocate(
 
     low, high = -40.0, 40.0  # log prices; the network shrinks as the price rises
     least = np.array([curve.choices[0] for curve in by], dtype=np.int64)
+    if kind != "error" and not within(least) and all(len(curve.choices) == 1 for curve in by):
+        why = "is left by ignore= and kinds=" if not by else f"has more units than {_units(round_to, least_of)}"
+        raise InvalidInputError(f"{kind}={asked!r} was asked, but no site {why}: nothing can go")
     if kind != "error" and not within(least):
         left = (size(least) * scale + fixed) / whole
         raise InvalidInputError(
             f"too little was left ({kind}={asked!r}): {_units(round_to, least_of)} left in every site still costs "
-            f"{left:.2%} of the dense network: ask to leave '{math.ceil(left * 1000) / 10:g}%' or more (remove="
-            f"{math.floor((1 - left) * 1000) / 1000} at most)"
+            f"{left:.2%} of the dense network: ask to leave '{math.ceil(left * 1000) / 10:g}%' or more"
+            + (f" (remove={math.floor((1 - left) * 1000) / 1000} at most)" if kind == "params" else "")
         )
     for _ in range(60):
         middle = (low + high) / 2

@@ -26,8 +26,9 @@ from coreprune.engine.turning import turned
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
-from coreprune.model.capture import described
+from coreprune.model.capture import described, graded
 from coreprune.model.discover import discover
+from coreprune.model.groups import matching
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import marks_of, tensors_of
 from coreprune.plan import Cut, Made, Plan
@@ -40,9 +41,12 @@ from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.report.evidence import kept_of_curve
 from coreprune.report.recipe import versions, written
-from coreprune.wish import Wish, check, check_finite, check_measured, check_sites, radius_of
+from coreprune.wish import Wish, check, check_finite, check_measured, check_sites, fractions_of, radius_of
 
 __all__ = ["Decision", "decided", "measured_outputs"]
+
+
+TIGHTER = 8  # times that a budget of error is made smaller, until the joint error keeps it
 
 
 class Decision(NamedTuple):
@@ -53,13 +57,15 @@ class Decision(NamedTuple):
     prior: Prior
 
 
+@graded
 def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> Decision:
     """The plan for a model whose sites are known, what it makes of the tensors, and the prior that it was made under.
 
     Args:
         model: not changed. found: its sites. example_inputs: what they were found with. wish: what is asked.
     """
-    wish = replace(wish, ignore=_words(wish.ignore), kinds=None if wish.kinds is None else _words(wish.kinds))
+    kinds = None if wish.kinds is None else _words(wish.kinds)
+    wish = replace(wish, remove=fractions_of(wish.remove), ignore=_words(wish.ignore), kinds=kinds)
     check(wish)
     method = method_named(wish.method)
     check_sites(model, found)
@@ -107,6 +113,7 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     return Decision(Plan(cuts, recipe, found.shapes, shifts), made, prior)
 
 
+@graded
 def measured_outputs(
     model: nn.Module, small: nn.Module, found: Inspection, prior: Prior, wish: Wish
 ) -> dict[str, Any] | None:
@@ -231,9 +238,29 @@ def _widths(
                 lambda table: allocate(found, errors, {**left, "table": table}, **shares),
             )  # fmt: skip
         return kept, errors, survey, {"budget": {**left, "table": table}}
+    if survey is None and "error" in left:
+        kept = _jointly(left["error"], lambda e: allocate(found, errors, {"error": e}, **shares),
+                        lambda kept: decide(model, found, tensors, kept, replace(request, progress=None)))  # fmt: skip
+        return kept, errors, survey, {}
     if survey is None or not _balances(found, wish, prior):
         return shared(errors), errors, survey, {}
     return balanced(found, tensors, request, survey, shared), errors, survey, {}
+
+
+def _jointly(asked: float | str, shared: Callable[[Any], Widths], cut: Callable[[Widths], tuple[Cut, ...]]) -> Widths:
+    """Widths of a stack under which the error of all cuts together, predicted, is as small as was asked.
+
+    Sites' errors are shared out as if they added up as squares. Where they help each other the share is made smaller.
+    """
+    kept, limit = shared(asked), fractions_of(asked)
+    target = limit
+    for _ in range(TIGHTER):
+        joint = next((c.evidence["relative_error"] for c in reversed(cut(kept)) if "relative_error" in c.evidence), 0.0)
+        if not joint > float(limit):
+            break
+        target *= 0.99 * float(limit) / joint
+        kept = shared(target)
+    return kept
 
 
 def _by_error(wish: Wish) -> bool:
@@ -290,6 +317,13 @@ def _configured(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, An
             "load the result with coreprune.load"
         )
     whole = [site.name for site in found.sites if site.name not in named]
+    for pattern in [*(wish.units or ()), *(wish.remove if isinstance(wish.remove, Mapping) else ())]:
+        asked = {site.name for site in matching(found.sites, pattern)}
+        if not asked & named:
+            raise UnsupportedModelError(
+                f"{min(asked)} was asked for, and {type(config).__name__} has no field for its width: cut with "
+                "uniform=False, and load the result with coreprune.load"
+            )
     return {"uniform": groups, "ignore": (*wish.ignore, *whole)}
 
 

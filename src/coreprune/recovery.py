@@ -21,7 +21,7 @@ from coreprune.engine.local import Progress
 from coreprune.engine.picking import picked
 from coreprune.engine.supply import HELD, Noise, Pool, pooled
 from coreprune.errors import InvalidInputError, UnsupportedModelError
-from coreprune.model.capture import Arguments, Captured, rebuilt, rows_of
+from coreprune.model.capture import Arguments, Captured, graded, rebuilt, rows_of
 from coreprune.model.discover import discover
 from coreprune.model.network import plain_module
 from coreprune.model.tensors import check_marks, tensors_of
@@ -125,6 +125,7 @@ def distill(
     return replace(small, model=trained, plan=replace(small.plan, recipe={**known, "distilled": facts}))
 
 
+@graded
 def recovered(
     small: nn.Module, dense: nn.Module, recipe: Mapping[str, Any], wish: Wish
 ) -> tuple[nn.Module, dict[str, Any]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coreprune.budget import Remove
 from coreprune.clock import Clock
 from coreprune.engine.driven import asked_of
 from coreprune.engine.inputs import Prior, check_prior, named
@@ -24,14 +24,17 @@ from coreprune.model.site import Inspection
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 
-__all__ = ["Wish", "check", "check_finite", "check_measured", "check_sites", "radius_of"]
+__all__ = ["Share", "Wish", "check", "check_finite", "check_measured", "check_sites", "fractions_of", "radius_of"]
+
+#: a fraction, or a percentage such as "50%"
+Share = float | str
 
 
 @dataclass(frozen=True)
 class Wish:
     """The arguments of `coreprune.plan`, which explains them."""
 
-    remove: Remove | None
+    remove: Any  # Share, or one by site; numbers alone once `fractions_of` has seen them
     units: Mapping[str, int] | None
     budget: Mapping[str, Any] | None
     draws: Mapping[str, int] | None
@@ -116,8 +119,8 @@ def check_measured(found: Inspection, wish: Wish) -> None:
     asked = asked_of(wish.budget)
     if asked is not None and not found.graphs:
         raise InvalidInputError(
-            f"a budget of {asked[0]!r} was asked of a stack of Linear layers: ask for error=, which is predicted there "
-            "in closed form"
+            f"a budget of {asked[0]!r} was asked of a stack of Linear layers: ask for error=0.05, or another "
+            "share, which is predicted there in closed form"
         )
 
 
@@ -133,6 +136,21 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
             raise InvalidInputError(
                 f"{name} holds {bad} values that are NaN or infinite: nothing can be said of such a network, mend it"
             )
+
+
+def fractions_of(remove: Share | Mapping[str, Share] | None) -> Any:
+    """A fraction to remove, or several by site, with percentages such as "50%" as numbers.
+
+    Example:
+        >>> fractions_of("50%"), fractions_of({"0": "12.5%"}), fractions_of(None)
+        (0.5, {'0': 0.125}, None)
+    """
+    if isinstance(remove, Mapping):
+        return {name: fractions_of(value) for name, value in remove.items()}
+    if isinstance(remove, str) and remove.endswith("%"):
+        with suppress(ValueError):  # what is no number is refused where it is used
+            return float(remove[:-1]) / 100
+    return remove
 
 
 def radius_of(radius: float | None, features: int) -> float:

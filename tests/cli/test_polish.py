@@ -230,7 +230,7 @@ SLOW = f"""
 import time, coreprune.cli.inspect as module
 inspect = module.api.inspect
 def slow(*words, **more):
-    from coreprune.cli.common import progress_bar
+    from coreprune.cli.bar import progress_bar
     time.sleep(1.2)
     return inspect(*words, **more)
 module.api.inspect = slow
@@ -238,7 +238,7 @@ module.api.inspect = slow
 """
 STEPS = """
 import time
-from coreprune.cli.common import progress_bar
+from coreprune.cli.bar import progress_bar
 with progress_bar("working") as step:
     for i in range(6):
         step(i, 6, f"part-{i}")

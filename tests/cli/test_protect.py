@@ -20,7 +20,7 @@ def test_protect(command):
 def test_a_budget_that_is_measured_and_cannot_be(command):
     code, _, err = command("plan", MODEL, "-o", "plan", "--budget", "cosine=0.9")
     assert code == 2
-    assert "ask for error=" in err
+    assert "ask for --budget error=0.05" in err
 
 
 def test_a_budget_of_time_with_a_table(command, tmp_path):

@@ -56,7 +56,8 @@ def test_a_batch_of_another_size_is_measured(command, small):
         json.loads(good(command("report", small, "--model", MODEL, "--input", shape, "--seconds", 0, "--json")))
         for shape in ("1x6", "8x6")
     ]
-    assert adds[1]["multiply_adds"]["after"] == 8 * adds[0]["multiply_adds"]["after"]
+    assert adds[1]["multiply_adds"] == adds[0]["multiply_adds"]  # of one input
+    assert ["8×6" in one["cost"]["inputs"] for one in adds] == [False, True]
 
 
 def test_the_bytes_of_the_dense_file(command, small):

@@ -63,9 +63,9 @@ def plain(pairs):
             divergence.append(sum(s * math.log(s / t) for s, t in zip(p, q, strict=True)))
             cosines.append(sum(s * t for s, t in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b))
             top += sum((s - t) ** 2 for s, t in zip(a, b, strict=True))
-            values += a
-    mean = sum(values) / len(values)
-    bottom = sum((v - mean) ** 2 for v in values)
+            values.append(a)
+    means = [sum(column) / len(column) for column in zip(*values, strict=True)]
+    bottom = sum((v - mean) ** 2 for row in values for v, mean in zip(row, means, strict=True))
     return sum(divergence) / len(divergence), sum(cosines) / len(cosines), math.sqrt(top / bottom)
 
 
@@ -81,6 +81,12 @@ def test_images_are_one_vector_for_each_input_and_predict_nothing():
     y, z = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3)
     found = compared(Gives([y]), Gives([z]), [((torch.zeros(1),), {})], {3})
     assert found.cosine == pytest.approx(float(torch.cosine_similarity(y.flatten(1), z.flatten(1)).mean()), rel=1e-5)
+
+
+def test_what_always_answers_with_the_mean_is_off_by_one_however_far_the_outputs_lie_apart():
+    y = torch.randn(50, 3) + torch.tensor([0.0, 100.0, -1000.0])
+    found = compared(Gives([y[:20], y[20:]]), Gives([y.mean(0).expand(n, 3) for n in (20, 30)]), [((y,), {})] * 2, ())
+    assert found.output_error == pytest.approx(1, rel=1e-4)
 
 
 def test_the_same_network_differs_by_nothing():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from coreprune.errors import InvalidInputError
-from coreprune.maths.certificate import chebyshev, clopper_pearson, relative_error
+from coreprune.maths.certificate import Spread, chebyshev, clopper_pearson, relative_error
 
 
 @settings(max_examples=50)
@@ -70,6 +70,14 @@ def test_relative_error_is_the_root_of_the_sums():
     assert relative_error(torch.tensor([1.0, 3.0]), torch.tensor([60.0, 40.0])) == pytest.approx(0.2)
     assert relative_error(torch.zeros(2), torch.zeros(2)) == 0
     assert relative_error(torch.ones(2), torch.zeros(2)) == math.inf
+
+
+def test_the_spread_of_batches_is_that_of_all_vectors():
+    a, b = (torch.randn(40, p, dtype=torch.float64) + 1e6 for p in (3, 5))
+    found = Spread()
+    for part in (a[:1], b[:7], a[1:30], b[7:], a[30:], a[:0]):
+        found.add(part)
+    assert found.total == pytest.approx(sum(float(x.var(0, unbiased=False).sum()) * len(x) for x in (a, b)), rel=1e-9)
 
 
 def test_clopper_pearson_leaves_delta_to_the_binomial_tail():

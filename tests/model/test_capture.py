@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 import coreprune as cp
 from coreprune.errors import InvalidInputError, UnsupportedModelError
-from coreprune.model.capture import arguments, capture, described, evaluating, first_line, rebuilt
+from coreprune.model.capture import arguments, capture, described, evaluating, first_line, leaves_of, rebuilt
 from coreprune.model.network import discover_network
 
 X, Y = torch.randn(3, 5), torch.randn(3, 5)
@@ -313,3 +314,38 @@ def test_decoders_are_captured_without_their_cache():
     assert found.graphs[0].arguments[1] == {"use_cache": False}
     asked = discover_network(model, {"input_ids": ids, "use_cache": False})
     assert [site.name for site in found.sites] == [site.name for site in asked.sites]
+
+
+@dataclasses.dataclass
+class Told:
+    """Outputs of a kind that PyTorch was not told of."""
+
+    scores: torch.Tensor
+    seen: list
+
+
+class Telling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b, self.c = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(96, 5)
+
+    def forward(self, x):
+        h = torch.relu(self.b(torch.relu(self.a(x))))
+        return Told(self.c(h.flatten(1)), [h])
+
+
+def test_outputs_in_a_dataclass_are_captured_cut_and_measured():
+    net, x = Telling().eval(), torch.randn(2, 1, 8, 8)
+    small = cp.prune(net, x, units={"a": 5}, prior="noise")
+    assert isinstance(small.model(x), Told)
+    assert cp.verify(net, small, inputs=torch.randn(120, 1, 8, 8)).samples == 120
+    assert cp.verify(net, small).end_measured > 0
+
+
+def test_leaves_of_dataclasses_are_found_however_deep():
+    @dataclasses.dataclass
+    class Other:
+        value: object
+
+    assert leaves_of([Other((1, Other({"a": 2}))), None, 3]) == [1, 2, 3]

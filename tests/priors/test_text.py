@@ -157,14 +157,14 @@ def test_where_there_is_none_none_is_found(tmp_path, place):
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(InvalidInputError, match=r"none\.txt cannot be read as text .*give a plain text file"):
+    with pytest.raises(InvalidInputError, match=r"none\.txt cannot be read .*check the path"):
         Text(tmp_path / "none.txt", tokenizer()).draw(nn.Linear(2, 2))
 
 
 def test_a_file_that_is_no_text_is_told(tmp_path):
     file = tmp_path / "own.txt"
     file.write_bytes(b"\xff\xfe\x00\x9f" * 50)
-    with pytest.raises(InvalidInputError, match="cannot be read as text"):
+    with pytest.raises(InvalidInputError, match="is no text in UTF-8"):
         Text(file, tokenizer()).draw(nn.Linear(2, 2))
 
 

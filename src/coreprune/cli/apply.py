@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from coreprune import api
-from coreprune.cli.common import files, model_options, progress_bar, source_of
+from coreprune.cli.bar import progress_bar
+from coreprune.cli.common import check_new, files, model_options, output_option, source_of
 from coreprune.cli.output import json_option, write
 from coreprune.plan import Plan
 
@@ -15,7 +16,7 @@ __all__ = ["apply"]
 @click.command(short_help="Cut a network as planned.")
 @model_options
 @click.argument("plan", shell_complete=files)
-@click.option("-o", "--output", required=True, metavar="OUT", help="Directory to write the smaller network into.")
+@output_option("OUT", "Directory to write the smaller network into.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @json_option
 def apply(
@@ -25,6 +26,7 @@ def apply(
 
     Example: coreprune apply coreprune.demo:lenet plan/ -o small/
     """
+    check_new(output, force=force)
     source = source_of(model, factory, shape)
     with progress_bar("cutting"):
         small = api.apply(source.network, Plan.load(plan))

@@ -1,16 +1,12 @@
-"""What several commands share: how a model is named, the options of a request, progress."""
+"""What several commands share: how a model is named, and where results go."""
 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -18,39 +14,26 @@ from typing import Any
 import click
 import torch
 from click.shell_completion import CompletionItem
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.text import Text
 from torch import nn
 
-from coreprune.cli.log import LOG
+from coreprune.cli.bar import progress_bar
 from coreprune.clock import Clock, Timing
-from coreprune.engine.inputs import PRIORS
 from coreprune.errors import CheckpointError, InvalidInputError, UnknownNameError
 from coreprune.io import huggingface
 from coreprune.io.checkpoint import read_tensors
-from coreprune.maths.methods import METHODS
-from coreprune.model.groups import KINDS
-from coreprune.priors.gaussian import Gaussian
-from coreprune.priors.text import Text as TextPrior
 
 __all__ = [
     "Source",
-    "by_name",
-    "capture_option",
+    "check_new",
     "example_of",
     "factory_of",
     "files",
     "model_of",
     "model_options",
-    "progress_bar",
-    "request_of",
-    "request_options",
+    "output_option",
     "source_of",
     "words",
 ]
-
-Decorator = Callable[[Any], Any]
 
 
 def factory_of(spec: str) -> Callable[[], nn.Module]:
@@ -129,12 +112,24 @@ def model_of(spec: str, factory: str | None) -> nn.Module:
         try:
             model.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
-            reason = shorten(" ".join(str(error).split()), 240, placeholder=" …")
+            reason = _unlike(tensors, model) or shorten(" ".join(str(error).split()), 240, placeholder=" …")
             raise CheckpointError(
                 f"{spec} does not fit what {factory} makes ({reason}): name the right factory"
             ) from None
         return model
     return _made(spec)
+
+
+def _unlike(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> str:
+    """The first tensor that a file and a network do not have alike, in words."""
+    own = model.state_dict()
+    for name in dict.fromkeys([*own, *tensors]):
+        if name not in tensors or name not in own:
+            return f"{name} is only in {'the file' if name in tensors else 'the network'}"
+        if tensors[name].shape != own[name].shape:
+            found, made = ("x".join(map(str, one.shape)) or "one number" for one in (tensors[name], own[name]))
+            return f"{name} is {found} in the file and {made} in the network"
+    return ""
 
 
 def _made(spec: str) -> nn.Module:
@@ -146,7 +141,7 @@ def _made(spec: str) -> nn.Module:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InvalidInputError(f"{spec!r} failed when it was called without arguments ({reason}): mend it") from error
     if not isinstance(model, nn.Module):
-        raise InvalidInputError(f"{spec!r} returned a {type(model).__name__}: name what returns a torch.nn.Module")
+        raise InvalidInputError(f"{spec!r} returned {type(model).__name__!r}: name what returns a torch.nn.Module")
     return model
 
 
@@ -191,162 +186,19 @@ def model_options(command: Any) -> Any:
     return click.argument("model", shell_complete=files)(command)
 
 
-def capture_option(command: Any) -> Any:
-    """--capture."""
-    return click.option(
-        "--capture", default="auto", show_default=True, help="auto, export or blocks.",
-        shell_complete=words("auto", "export", "blocks"),
-    )(command)  # fmt: skip
+def output_option(what: str, said: str) -> Callable[[Any], Any]:
+    """-o, --output."""
+    return click.option("-o", "--output", required=True, metavar=what, help=said, shell_complete=files)
 
 
-def request_options(command: Any) -> Any:
-    """What to remove and how."""
-    options: list[Decorator] = [
-        click.option(
-            "--remove", multiple=True, metavar="F|SITE=F", help="Fraction of parameters, or of a site's units."
-        ),
-        click.option("--units", multiple=True, metavar="SITE=K", help="Units a site keeps."),
-        click.option("--draws", multiple=True, metavar="SITE=M", help="The paper's draws with replacement."),
-        click.option(
-            "--method",
-            default="kernel",
-            show_default=True,
-            help=f"One of {', '.join(METHODS)}.",
-            shell_complete=words(*METHODS),
-        ),
-        click.option(
-            "--budget",
-            metavar="KIND=X",
-            help="params, flops, bytes, latency (number or 60%), error=0.05, or measured: divergence=0.1, cosine=0.98.",
-        ),
-        click.option("--table", metavar="FILE", help="Of times, for latency=.", shell_complete=files),
-        click.option("--reweight", is_flag=True, help="Least-squares weights for the method's units."),
-        click.option(
-            "--prior",
-            metavar="NAME",
-            help=f"Of the moments: auto, {', '.join(PRIORS)}, or several with +.",
-            shell_complete=words("auto", *PRIORS),
-        ),
-        click.option("--text", metavar="FILE", help="Measure on a text file of yours (prior).", shell_complete=files),
-        click.option("--mean", type=float, help="Of an input feature (prior)  [default: 0]"),
-        click.option("--std", type=float, help="Of an input feature (prior)  [default: radius / sqrt(d)]"),
-        click.option("--ignore", multiple=True, metavar="SITE", help="Leave these sites whole (name, glob, re:)."),
-        click.option("--protect", multiple=True, metavar="SITE=X", help="Most that may go (0.1, 10%) or units kept."),
-        click.option("--radius", type=float, metavar="B", help="Largest norm of an input  [default: sqrt(d)]"),
-        click.option(
-            "--kinds",
-            multiple=True,
-            metavar="KIND",
-            help=f"Only sites of a kind: {', '.join(KINDS)}.",
-            shell_complete=words(*KINDS),
-        ),
-        click.option("--uneven", is_flag=True, help="Widths that differ from block to block (Hugging Face)."),
-        click.option("--round-to", type=int, metavar="N", help="Keep multiples of N units."),
-        capture_option,
-        click.option("--seed", type=int, default=0, show_default=True, help="Decides every random choice."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+def check_new(place: str, *, force: bool) -> None:
+    """Refuse, before any work, to write where something is.
 
-
-def request_of(options: dict[str, Any], source: Source) -> dict[str, Any]:
-    """The options of `request_options` as arguments of `coreprune.plan`."""
-    remove: Any = None
-    if options["remove"]:
-        plain = [text for text in options["remove"] if "=" not in text]
-        if len(plain) > 1 or (plain and len(options["remove"]) > 1):
-            raise InvalidInputError(
-                "--remove was given as one fraction and again: give one fraction, or SITE=F for each"
-            )
-        remove = _number(plain[0], float) if plain else by_name("--remove", options["remove"], float)
-    budget = None
-    if options["budget"]:
-        kind, equals, value = options["budget"].partition("=")
-        if not equals:
-            raise InvalidInputError(f"--budget {options['budget']!r} has no '=': write one such as params=60%")
-        budget = {kind: value} | ({} if options["table"] is None else {"table": options["table"]})
-    if options["table"] is not None and (budget is None or "latency" not in budget):
-        raise InvalidInputError("--table goes with --budget latency=X: give both")
-    return {
-        "remove": remove,
-        "budget": budget,
-        "prior": _prior_of(options),
-        "reweight": options["reweight"],
-        "units": by_name("--units", options["units"], int) or None,
-        "draws": by_name("--draws", options["draws"], int) or None,
-        "method": options["method"],
-        "ignore": options["ignore"],
-        "protect": by_name("--protect", options["protect"], float) or None,
-        "radius": options["radius"],
-        "kinds": options["kinds"] or None,
-        "uniform": "config" if source.directory is not None and not options["uneven"] else False,
-        "round_to": options["round_to"],
-        "capture": options["capture"],
-        "seed": options["seed"],
-    }
-
-
-def _prior_of(options: dict[str, Any]) -> Any:
-    """The prior that --prior, --text, or --mean and --std mean; None for what suits the network."""
-    numbers = options["mean"] is not None or options["std"] is not None
-    given = [f"--{name}" for name in ("prior", "text") if options[name] is not None] + ["--mean or --std"] * numbers
-    if len(given) > 1 and not (options["prior"] == "noise" and options["text"] is None):
-        raise InvalidInputError(f"{' and '.join(given)} were given, which are priors each: give one of them")
-    if options["text"] is not None:
-        return TextPrior(options["text"])
-    return Gaussian(options["mean"] or 0.0, options["std"]) if numbers else options["prior"]
-
-
-def by_name(option: str, texts: tuple[str, ...], kind: type) -> dict[str, Any]:
-    """SITE=NUMBER, any number of times, as a dict."""
-    found = {}
-    for text in texts:
-        name, equals, value = text.rpartition("=")
-        if not equals:
-            raise InvalidInputError(f"{option} {text!r} has no '=': write SITE=NUMBER")
-        found[name] = _number(value, kind)
-    return found
-
-
-def _number(text: str, kind: type) -> Any:
-    """A whole number, or a fraction such as 0.5 or 50%."""
-    try:
-        return float(text[:-1]) / 100 if kind is float and text.endswith("%") else kind(text)
-    except ValueError as error:
-        like = "150" if kind is int else "0.5 or 50%"
-        raise InvalidInputError(f"{text!r} is not a number: write one such as {like}") from error
-
-
-class _Time(ProgressColumn):
-    """Time left where the end is known, and the time so far where it is not."""
-
-    def render(self, task: Task) -> Text:
-        """One time, with a word that says which."""
-        if task.total is None:
-            return Text(f"{timedelta(seconds=int(task.elapsed or 0))} so far")
-        left = task.time_remaining
-        return Text("" if left is None else f"{timedelta(seconds=int(left))} left")
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr while it is a terminal and nothing is logged there, and nothing otherwise.
-
-    Between the steps of which an end is known it moves to and fro, and counts the time so far.
+    Raises:
+        CheckpointError: something is there, and --force was not given; or the place is inside a file.
     """
-    console, start = Console(stderr=True), time.perf_counter()
-    silent = not console.is_terminal or LOG.isEnabledFor(logging.INFO)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), _Time())
-    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
-        task = bar.add_task(what, total=None, count="")
-
-        def step(done: int, total: int, name: str) -> None:
-            LOG.debug("%s %d/%d %s", what, done, total, name)
-            if done >= total:
-                bar.reset(task, total=None, count="", description=what)
-            else:
-                bar.update(task, completed=done, total=total, count=f"{done}/{total}", description=f"{what} {name}")
-
-        yield step
-    LOG.info("%s took %.2f s", what, time.perf_counter() - start)
+    if Path(place).exists() and not force:
+        raise CheckpointError(f"{place} exists already: give another name, or --force to replace it")
+    above = next((one for one in Path(place).parents if one.exists()), None)
+    if above is not None and not above.is_dir():
+        raise CheckpointError(f"{place} cannot be made, as {above} is a file: give another name")

@@ -7,29 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from safetensors import SafetensorError, safe_open
 
-from coreprune.cli.common import files, progress_bar
+from coreprune.cli.bar import progress_bar
+from coreprune.cli.common import files, words
 from coreprune.cli.output import dumped, json_option, numbers_of
 from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.io import huggingface
+from coreprune.io.checkpoint import headers
 from coreprune.report.compare import compare as compared
 from coreprune.report.compare import comparison_text, dense_numbers
 from coreprune.report.cost import Cost, measure
 from coreprune.report.numbers import Numbers
-from coreprune.report.runtimes import check_runtimes
+from coreprune.report.runtimes import RUNTIMES, check_runtimes
 
 __all__ = ["compare"]
-
-_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 
 
 @click.command(short_help="Two results side by side.")
 @click.argument("a", shell_complete=files)
 @click.argument("b", shell_complete=files)
 @click.option("--speed", is_flag=True, help="Also run both, in turns (directories that transformers opens).")
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="To spend on each timing.")
-@click.option("--runtimes", default="eager", show_default=True, metavar="LIST", help="eager,compile,onnx (--speed).")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="To spend on each timing."
+)
+@click.option("--runtimes", default="eager", show_default=True, metavar="LIST", shell_complete=words(*RUNTIMES),
+              help="eager,compile,onnx (--speed).")  # fmt: skip
 @json_option
 def compare(a: str, b: str, speed: bool, seconds: float, runtimes: str, as_json: bool) -> None:
     """Put two results side by side: sizes, widths, errors, priors.
@@ -70,22 +72,14 @@ def _numbers(place: Path) -> Numbers:
     """Of a result, or of a dense network as its files say."""
     if (place / "structure.json").exists():
         return numbers_of(place)
+    if (place / "plan.json").exists():
+        raise CheckpointError(f"{place} is a plan, and no network is cut yet: apply it first")
     files = [place] if place.suffix == ".safetensors" else sorted(place.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{place} holds neither a structure.json nor *.safetensors: check the path")
     parameters, size = 0, 0
     for file in files:
-        for shape, bits in _headers(file):
+        for shape, bits in headers(file):
             parameters += math.prod(shape)
             size += math.prod(shape) * bits // 8
     return dense_numbers(place.resolve().name, parameters, size, sum(file.stat().st_size for file in files))
-
-
-def _headers(file: Path) -> list[tuple[list[int], int]]:
-    """Shape and bits per entry of every tensor; no tensor is read."""
-    try:
-        with safe_open(file, framework="pt") as reader:
-            slices = [reader.get_slice(name) for name in reader.keys()]  # noqa: SIM118
-            return [(one.get_shape(), _BITS.get(one.get_dtype(), 8)) for one in slices]
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a whole safetensors file ({error}): write or copy it again") from error

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 import torch
 
-from coreprune.cli.common import progress_bar
+from coreprune.cli.bar import progress_bar
+from coreprune.cli.common import files
 from coreprune.demo.run import SHOWN, WIDTHS, Row, rows
 from coreprune.errors import CheckpointError
 from coreprune.report.text import bytes_text, table
@@ -18,7 +19,8 @@ __all__ = ["demo"]
 
 
 @click.command(short_help="A trained LeNet-300-100 made smaller, on real images.")
-@click.option("-o", "--output", default="coreprune-demo", show_default=True, help="Where a smaller network is written.")
+@click.option("-o", "--output", default="coreprune-demo", show_default=True, shell_complete=files,
+              help="Where a smaller network is written.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides every random choice.")
 def demo(output: str, as_json: bool, seed: int) -> None:

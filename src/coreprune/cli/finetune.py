@@ -14,7 +14,8 @@ import click
 from torch import nn
 
 from coreprune import recovery
-from coreprune.cli.common import Source, files, progress_bar, source_of, words
+from coreprune.cli.bar import progress_bar
+from coreprune.cli.common import Source, check_new, files, source_of, words
 from coreprune.cli.foretold import foretold
 from coreprune.cli.output import dumped, echo_perplexities, json_option, numbers_of, recorded
 from coreprune.engine.distill import LOSSES
@@ -77,11 +78,10 @@ def finetune(
 
     \b
     Examples:
-      coreprune finetune coreprune.demo:lenet small/ better/ --rate 1e-3
+      coreprune finetune coreprune.demo:lenet small/ out/ --batch 64 --steps 1000
       coreprune finetune path/to/dense small/ better/ --steps 2000 --resume
     """
-    if Path(out).exists() and not force:
-        raise CheckpointError(f"{out} exists already: give another name, or --force to replace it")
+    check_new(out, force=force)
     source = source_of(model, factory, shape)
     structure = read_structure(small)
     hub = source.directory is not None and huggingface.is_directory(small)
@@ -109,7 +109,7 @@ def finetune(
     click.echo(f"loss: {facts['measured']}")
     click.echo(f"on {facts['held_out']} inputs held out: {facts['before']:.4g} -> {facts['after']:.4g}")
     if not facts["after"] < facts["before"]:
-        click.echo("it did not fall: give another --rate, or more --steps")
+        click.echo("it did not fall: SMALL is better than OUT; give a lower --rate, or a larger --batch")
     echo_perplexities(structure["recipe"])
     click.echo(f"written to {out}")
 

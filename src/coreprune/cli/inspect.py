@@ -8,7 +8,10 @@ from dataclasses import asdict
 import click
 
 from coreprune import api
-from coreprune.cli.common import capture_option, model_options, progress_bar, source_of
+from coreprune.cli.bar import progress_bar
+from coreprune.cli.common import model_options, source_of
+from coreprune.cli.request import capture_option
+from coreprune.cli.spoken import spoken
 from coreprune.report.text import inspection_text
 
 __all__ = ["inspect"]
@@ -34,4 +37,4 @@ def inspect(model: str, factory: str | None, shape: str | None, capture: str, as
         sites = [site.to_json() | {"governs_parameters": found.governs(site)} for site in found.sites]
         click.echo(json.dumps({"sites": sites, "refused": [asdict(refusal) for refusal in found.refused]}, indent=1))
     else:
-        click.echo(inspection_text(found))
+        click.echo(spoken(inspection_text(found)))

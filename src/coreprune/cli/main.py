@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
 import click
@@ -14,10 +16,12 @@ from coreprune.cli import apply, compare, demo, finetune, info, inspect, plan, p
 from coreprune.cli.log import add_log_options
 from coreprune.cli.spoken import spoken
 from coreprune.errors import CorepruneError
+from coreprune.report.text import wrap
 
 __all__ = ["cli", "main"]
 
 STOPPED = "stopped: nothing half-written is left"
+PATIENCE = 5.0  # seconds after a Ctrl-C in which another is not heard
 
 
 class _InOrder(click.Group):
@@ -57,10 +61,31 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
+class _Interrupted:
+    """Stops the work at the first Ctrl-C, and lets what tidies up end before it listens to another."""
+
+    def __init__(self) -> None:
+        self._last = -PATIENCE
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._last >= PATIENCE:
+            self._last = now
+            raise KeyboardInterrupt
+
+
+def _said(message: str) -> str:
+    """A sentence as lines of the terminal, and as one line where it goes elsewhere."""
+    return "\n".join(wrap(message)) if sys.stderr.isatty() else message
+
+
 def main() -> None:
     """Run, and turn everything the user can mend into one line and exit code 2."""
     first = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if first else None
+    handlers: list[tuple[int, Callable[[int, FrameType | None], None]]] = [(signal.SIGTERM, _terminate)]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not where it is to be ignored
+        handlers.append((signal.SIGINT, _Interrupted()))
+    before = [(number, signal.signal(number, handler)) for number, handler in handlers] if first else []
     try:
         cli(sys.argv[1:], standalone_mode=False, obj=tuple(sys.argv[1:]))
     except click.exceptions.Exit as leave:
@@ -75,11 +100,11 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except CorepruneError as error:
-        click.echo(f"coreprune: {spoken(str(error))}", err=True)
+        click.echo(_said(f"coreprune: {spoken(str(error))}"), err=True)
         sys.exit(2)
     finally:
-        if first:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import click
 from coreprune.cli.common import Source
 from coreprune.cli.log import LOG
 from coreprune.clock import Clock, Timing
+from coreprune.io.checkpoint import headers
 from coreprune.plan import Plan
 from coreprune.report.beside import Beside
 from coreprune.report.cost import Change
@@ -30,6 +31,7 @@ __all__ = [
     "json_option",
     "numbers_of",
     "recorded",
+    "seconds_option",
     "weight_bytes",
     "write",
 ]
@@ -38,6 +40,13 @@ __all__ = [
 def json_option(command: Any) -> Any:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print as JSON.")(command)
+
+
+def seconds_option(command: Any) -> Any:
+    """--seconds."""
+    return click.option(
+        "--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="To spend on each timing."
+    )(command)
 
 
 def dumped(body: Any) -> str:
@@ -108,6 +117,8 @@ def numbers_of(out: str | Path, dense: str | Path | None = None, beside: Beside 
         beside: what else is known.
     """
     structure = read_structure(out)
+    for file in Path(out).glob("*.safetensors"):
+        headers(file)  # refuses one that is not whole
     beside = replace(
         beside or Beside(),
         place=str(out),

@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from coreprune import api
-from coreprune.cli.common import model_options, progress_bar, request_of, request_options, source_of
+from coreprune.cli.bar import progress_bar
+from coreprune.cli.common import check_new, model_options, output_option, source_of
 from coreprune.cli.output import dumped, echo_timing, json_option, recorded
+from coreprune.cli.request import request_of, request_options
 from coreprune.clock import Clock
 
 __all__ = ["plan"]
@@ -16,7 +18,7 @@ __all__ = ["plan"]
 
 @click.command(short_help="Decide which units go; nothing is cut.")
 @model_options
-@click.option("-o", "--output", required=True, metavar="PLAN", help="Directory to write the plan into.")
+@output_option("PLAN", "Directory to write the plan into.")
 @request_options
 @click.option("--force", is_flag=True, help="Replace PLAN if it is there.")
 @json_option
@@ -27,6 +29,7 @@ def plan(
 
     Example: coreprune plan coreprune.demo:lenet -o plan/ --remove 0.5
     """
+    check_new(output, force=force)
     source = source_of(model, factory, shape)
     with progress_bar("planning") as progress:
         decided = api.plan(source.network, source.example, progress=progress, **request_of(options, source))

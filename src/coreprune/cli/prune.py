@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from coreprune import api
-from coreprune.cli.common import files, model_options, progress_bar, request_of, request_options, source_of
+from coreprune.cli.bar import progress_bar
+from coreprune.cli.common import check_new, files, model_options, source_of
 from coreprune.cli.foretold import check_text, foretold
 from coreprune.cli.output import json_option, write
-from coreprune.errors import CheckpointError
+from coreprune.cli.request import request_of, request_options
 
 __all__ = ["prune"]
 
@@ -42,8 +42,7 @@ def prune(
       coreprune prune module:factory small/ --input 1x3x224x224 --remove "*=0.3"
       coreprune prune path/to/hugging-face-directory small/ --remove 0.2
     """
-    if Path(out).exists() and not force:
-        raise CheckpointError(f"{out} exists already: give another name, or --force to replace it")
+    check_new(out, force=force)
     source = source_of(model, factory, shape)
     check_text(source, eval_text)
     with progress_bar("pruning") as progress:

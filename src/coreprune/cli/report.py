@@ -9,7 +9,8 @@ from typing import NamedTuple
 import click
 
 from coreprune import api
-from coreprune.cli.common import files, progress_bar, source_of, words
+from coreprune.cli.bar import progress_bar
+from coreprune.cli.common import files, source_of, words
 from coreprune.cli.output import dumped, json_option, numbers_of
 from coreprune.errors import InvalidInputError
 from coreprune.report.beside import Beside, beside_of
@@ -22,7 +23,8 @@ __all__ = ["report"]
 
 @click.command(short_help="A page about a smaller network, to read and print.")
 @click.argument("out", shell_complete=files)
-@click.option("-o", "--output", default="report.html", show_default=True, metavar="PAGE", help="Where to write it.")
+@click.option("-o", "--output", default="report.html", show_default=True, metavar="PAGE", shell_complete=files,
+              help="Where to write it.")  # fmt: skip
 @click.option(
     "--model",
     metavar="MODEL",
@@ -32,7 +34,9 @@ __all__ = ["report"]
 @click.option("--factory", metavar="MODULE:NAME", help="Makes the network of a .safetensors file.")
 @click.option("--input", "shape", metavar="SHAPE", help="Shape of the batch to measure on  [default: as when cut]")
 @click.option("--verify", "check", is_flag=True, help="Recompute the guarantees too; takes --model.")
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="To spend on each timing.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="To spend on each timing."
+)
 @click.option(
     "--runtimes",
     default="eager",

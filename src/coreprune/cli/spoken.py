@@ -6,6 +6,7 @@ import re
 
 __all__ = ["spoken"]
 
+_BUDGETS = "params|flops|bytes|latency|error|divergence|cosine|output_error"
 #: what has no option, or is said another way → in words that have one; looked for in this order
 _PHRASES = (
     (r"give a coreprune\.Gaussian or data=", "give --mean and --std"),
@@ -27,11 +28,19 @@ _PHRASES = (
     (r"\bexample_inputs of shape", "--input of shape"),
     (r"\bexample_inputs(?=( \[|$| and| do| hold| show))", "--input"),
     (r"\bwithout example_inputs", "without --input"),
+    (r"\bforce=True", "--force"),
+    (r"\bworst=False", "--no-worst"),
+    (r"\buniform=False", "--uneven"),
+    (r"\bmeasure_on=", "--eval-text "),
+    (r"\bprior=Text\(path='([^']*)'[^)]*\)", r"--text \1"),
+    (rf"(?<!--budget )(?<![\w.-])({_BUDGETS})='?([^'\s,:;()]+)'?", r"--budget \1=\2"),
+    (rf"(?<!--budget )(?<![\w.-])({_BUDGETS})=(?=[\s,:;()])", r"--budget \1=X"),
 )  # fmt: skip
 #: arguments that are options of the same name
 _OPTIONS = (
     "remove", "units", "budget", "draws", "method", "prior", "reweight", "ignore", "protect", "radius", "kinds",
     "round_to", "capture", "seed", "steps", "batch", "rate", "loss", "samples", "delta", "box",
+    "runtimes", "std", "mean",
 )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import click
 
 from coreprune import api
-from coreprune.cli.common import files, model_options, progress_bar, source_of, words
+from coreprune.cli.bar import progress_bar
+from coreprune.cli.common import files, model_options, source_of, words
 from coreprune.engine.inputs import PRIORS
 from coreprune.errors import InvalidInputError
 from coreprune.priors.gaussian import Gaussian

@@ -14,7 +14,7 @@ from coreprune.engine.outputs import Amount, Held, held_out
 from coreprune.engine.picking import automatic
 from coreprune.engine.verify import FEWEST
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import Captured
+from coreprune.model.capture import Captured, graded
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.normlayer import NormLayer
 
@@ -24,6 +24,7 @@ __all__ = ["anew", "prior_again"]
 LENGTH = 128
 
 
+@graded
 def anew(
     model: nn.Module,
     captured: Captured,

@@ -172,7 +172,9 @@ def _advice(model: nn.Module, found: Inspection, plan: Plan, tolerance: float) -
         return ""
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     those = f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:8])}{more} are"
-    return f"; it works if {those} left whole: pass ignore={names}"
+    fixed = any(cut.site.kind == "heads" and cut.site.name in names for cut in plan.cuts)
+    why = " (or, if the code fixes the number of heads, write view(batch, length, -1, size of a head) there)"
+    return f"; it works if {those} left whole: pass ignore={names}{why if fixed else ''}"
 
 
 def _culprits(fails: Callable[[Any], bool], groups: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

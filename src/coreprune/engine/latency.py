@@ -129,7 +129,9 @@ def table_of(given: Any, inspection: Inspection) -> dict[str, Any]:
     if isinstance(given, (str, Path)):
         try:
             given = json.loads(Path(given).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise InvalidInputError(f"{given} cannot be read ({error.strerror}): check the path") from error
+        except ValueError as error:
             raise InvalidInputError(
                 f"{given} cannot be read as a table of times ({error}): give a JSON file"
             ) from error

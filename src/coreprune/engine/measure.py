@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 from coreprune.engine.verify import FEWEST, Verification, exceeded
 from coreprune.errors import InvalidInputError
-from coreprune.maths.certificate import relative_error
-from coreprune.model.capture import Arguments, evaluating, first_line
+from coreprune.maths.certificate import Spread, relative_error
+from coreprune.model.capture import Arguments, evaluating, first_line, leaves_of
 
 __all__ = ["measured"]
 
@@ -45,7 +45,7 @@ def measured(
         InvalidInputError: too few inputs, or none that fit.
     """
     worst: list[Tensor] = []
-    difference, first, second, seen = 0.0, 0.0, 0.0, 0
+    difference, spread = 0.0, Spread()
     with evaluating(dense, small), torch.no_grad():
         for args, kwargs in batches:
             pair = [_outputs(model, args, kwargs) for model in (dense, small)]
@@ -59,14 +59,13 @@ def measured(
                 y, z = (one.double() for one in rows)
                 worst.append((y - z).abs().amax(1))
                 difference += float((y - z).square().sum())
-                first, second, seen = first + float(y.sum()), second + float(y.square().sum()), seen + y.numel()
+                spread.add(y)
             if sum(len(one) for one in worst) >= samples:
                 break
     count = sum(len(one) for one in worst)
     if count < FEWEST:
         raise InvalidInputError(f"{count} inputs were given to measure on: give at least {FEWEST}")
-    spread = second / seen - (first / seen) ** 2
-    relative = relative_error(torch.tensor([difference / seen]), torch.tensor([spread]))
+    relative = relative_error(torch.tensor([difference]), torch.tensor([spread.total]))
     exceed, probability = exceeded(torch.cat(worst), delta if independent else None)
     return Verification(
         (), prior, "", "", None, None, relative, count, exceed, probability, delta, data_used, independent
@@ -76,7 +75,7 @@ def measured(
 def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """All floating outputs of a call, (inputs, …) flattened side by side."""
     try:
-        leaves = pytree.tree_leaves(model(*args, **kwargs))
+        leaves = leaves_of(model(*args, **kwargs))
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"the inputs do not fit the network ({first_line(error)}): give one batch as the network takes "

@@ -5,7 +5,8 @@ Three figures of the first output, dense y against small z:
 - divergence, where the network predicts tokens: mean over predictions of KL(p_y ‖ p_z), in nats;
 - cosine: mean over vectors of ⟨y, z⟩ / ‖y‖‖z‖, a vector being the last axis of (N, d) and (N, T, d), and else all
   that one input gives;
-- relative error: √(Σ|y − z|² / Σ|y − ȳ|²), a share of the outputs' spread.
+- relative error: √(Σ|y − z|² / Σ|y − ȳ|²), a share of the outputs' spread, with a mean ȳ for each number of a vector:
+  what always answers with the mean is off by 1.
 
 Budgets may be driven by any of them: `coreprune.planning`.
 """
@@ -29,7 +30,8 @@ from coreprune.engine.mixture import first_rows, seed_of, shared
 from coreprune.engine.norms import normed
 from coreprune.engine.probes import batch_size, predicts, token_tables
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import Arguments, Captured, evaluating, first_line, rows_of
+from coreprune.maths.certificate import Spread
+from coreprune.model.capture import Arguments, Captured, evaluating, first_line, leaves_of, rows_of
 from coreprune.priors.data import Data
 from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
@@ -153,7 +155,7 @@ class _Sums:
     def __init__(self) -> None:
         self.divergence, self.predictions = 0.0, 0
         self.cosine, self.vectors = 0.0, 0
-        self.difference, self.first, self.second, self.numbers = 0.0, 0.0, 0.0, 0
+        self.difference, self.spread, self.numbers = 0.0, Spread(), 0
 
     def add(self, y: Tensor, z: Tensor, *, predicts: bool) -> None:
         """Take in the outputs of one call."""
@@ -163,10 +165,7 @@ class _Sums:
             p, q = a.float(), b.float()
             self.cosine += float(cosine_similarity(p, q, dim=-1, eps=1e-12).double().sum())
             self.difference += float((p - q).double().square().sum())
-            self.first, self.second = (
-                self.first + float(p.double().sum()),
-                self.second + float(p.double().square().sum()),
-            )
+            self.spread.add(p)
             if predicts:
                 logs, others = p.log_softmax(-1), q.log_softmax(-1)
                 self.divergence += float((logs.exp() * (logs - others)).double().sum())
@@ -177,7 +176,7 @@ class _Sums:
         """The means."""
         if not self.vectors:
             return None
-        spread = self.second - self.first**2 / self.numbers
+        spread = self.spread.total
         relative = math.sqrt(self.difference / spread) if spread > 0 else (math.inf if self.difference else 0.0)
         divergence = max(self.divergence / self.predictions, 0.0) if self.predictions else None
         cosine = self.cosine / self.vectors if self.numbers > self.vectors else None
@@ -187,7 +186,7 @@ class _Sums:
 def _first(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The first floating output of a call."""
     try:
-        leaves = pytree.tree_leaves(model(*args, **kwargs))
+        leaves = leaves_of(model(*args, **kwargs))
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"the network cannot be run on the inputs to measure on ({first_line(error)})"

@@ -30,9 +30,12 @@ def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """
     target = Path(path)
     if target.exists() and not force:
-        raise CheckpointError(f"{target} exists already: give another name, or --force (force=True) to replace it")
+        raise CheckpointError(f"{target} exists already: give another name, or force=True to replace it")
     if target.exists() and not _ours(target):
         raise CheckpointError(f"{target} was not written by coreprune, so it is not replaced: give another name")
+    above = next((one for one in target.parents if one.exists()), None)
+    if above is not None and not above.is_dir():
+        raise CheckpointError(f"{target} cannot be made, as {above} is a file: give another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

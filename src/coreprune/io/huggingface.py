@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.errors import CheckpointError, CorepruneError, InvalidInputError, UnsupportedModelError
+from coreprune.io.checkpoint import headers
 from coreprune.io.configs import Followed, followed, governed
 from coreprune.io.directory import new_directory
 
@@ -71,6 +72,8 @@ def load(path: str | Path) -> HuggingFace:
         )
     if stored.get("quantization_config"):
         raise CheckpointError(f"{place} is quantised, and its units cannot be cut: save it in full precision first")
+    for file in place.glob("*.safetensors"):
+        headers(file)  # refuses one that is not whole
     transformers = _transformers()
     options = {"local_files_only": True, "trust_remote_code": False}
     try:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
 from coreprune.errors import InvalidInputError
 
-__all__ = ["chebyshev", "clopper_pearson", "relative_error"]
+__all__ = ["Spread", "chebyshev", "clopper_pearson", "relative_error"]
 
 
 def chebyshev(mean_square: float, probability: float) -> float:
@@ -40,6 +41,36 @@ def relative_error(mean_square: Tensor, variance: Tensor) -> float:
     total = float(variance.sum())
     error = float(mean_square.sum())
     return math.sqrt(error / total) if total > 0 else (0.0 if error == 0 else math.inf)
+
+
+class Spread:
+    """Σ ‖y − ȳ‖² of vectors that come in batches, ȳ their mean: of those of one length, and summed over lengths.
+
+    Two sets of n and m vectors with means a and b have together Σ_n + Σ_m + ‖a − b‖² n m / (n + m).
+
+    Example:
+        >>> spread = Spread()
+        >>> spread.add(torch.tensor([[1.0, 100.0]]))
+        >>> spread.add(torch.tensor([[3.0, 100.0]]))
+        >>> spread.total
+        2.0
+
+    Source: Chan, Golub & LeVeque 1979.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._known: dict[int, tuple[int, Tensor]] = {}
+
+    def add(self, rows: Tensor) -> None:
+        """Take in vectors, (N, p)."""
+        if not len(rows):
+            return
+        mean = rows.mean(0, dtype=torch.float64)
+        n, before = self._known.get(rows.shape[1], (0, mean))
+        m = len(rows)
+        self.total += float((rows - mean).square().sum()) + float((mean - before).square().sum()) * n * m / (n + m)
+        self._known[rows.shape[1]] = n + m, before + (mean - before) * (m / (n + m))
 
 
 def clopper_pearson(failures: int, trials: int, delta: float) -> float:

@@ -56,7 +56,10 @@ class OneLayer:
         for name in ("incoming", "bias", "outgoing", "constant"):
             exact = getattr(self, name).detach().to("cpu", torch.float64)
             if not exact.isfinite().all():
-                raise InvalidInputError(f"{name} of a layer holds infinities or NaNs: nothing can be bounded over it")
+                raise InvalidInputError(
+                    f"the {name} numbers of a layer hold infinities or NaNs: nothing can be bounded over it, leave "
+                    "worst cases out (worst=False)"
+                )
             object.__setattr__(self, name, exact)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,11 +24,15 @@ __all__ = [
     "described",
     "evaluating",
     "first_line",
+    "graded",
+    "leaves_of",
     "rebuilt",
     "rows_of",
 ]
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
 #: what a network is called with, (args, kwargs)
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -73,6 +77,11 @@ def arguments(example_inputs: Any) -> Arguments:
             return example_inputs[0], example_inputs[1]
         return tuple(example_inputs), {}
     return (example_inputs,), {}
+
+
+def graded(function: Callable[P, T]) -> Callable[P, T]:
+    """The function as it runs where gradients are taken, whatever its caller's mode is."""
+    return torch.inference_mode(False)(torch.enable_grad()(function))
 
 
 class evaluating:  # noqa: N801
@@ -120,7 +129,8 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "", quick: boo
             with quiet():
                 program = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:  # the exporter raises whatever the model's code raises
-            _run(model, args, kwargs)
+            if _registered(_run(model, args, kwargs)):
+                return capture(model, (args, kwargs), path=path, quick=quick)
             raise UnsupportedModelError(
                 f"{type(model).__name__} cannot be captured by torch.export ({first_line(error)}): "
                 "cut it block by block with capture='blocks', or rewrite what depends on values"
@@ -148,12 +158,12 @@ def _first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in every}
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the model once, so that inputs that do not fit are told from code that cannot be captured."""
     if any(p.is_meta for p in model.parameters()):
-        return
+        return None
     try:
-        model(*args, **kwargs)
+        return model(*args, **kwargs)
     except Exception as error:
         shapes = [
             tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
@@ -164,6 +174,32 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
             "pass one batch as the model takes it, as a tensor, a tuple of arguments or a dict of keyword arguments, "
             "on the command line its shape (--input)"
         ) from error
+
+
+def _registered(outputs: Any) -> bool:
+    """Tell PyTorch of the dataclasses among outputs, so that it looks into them; whether there were any."""
+    kinds = {type(leaf) for leaf in pytree.tree_leaves(outputs) if _is_filled(leaf)}
+    for kind in kinds:
+        torch.export.register_dataclass(kind)
+    return bool(kinds)
+
+
+def leaves_of(outputs: Any) -> list[Any]:
+    """What outputs hold, in dataclasses too that PyTorch was not told of.
+
+    Example:
+        >>> leaves_of({"a": [1, 2], "b": (None, 3)})
+        [1, 2, 3]
+    """
+    found = [leaf for leaf in pytree.tree_leaves(outputs) if leaf is not None]
+    if not any(_is_filled(leaf) for leaf in found):
+        return found
+    inside = ([getattr(one, f.name) for f in fields(one)] if _is_filled(one) else [one] for one in found)
+    return [leaf for parts in inside for leaf in leaves_of(parts)]
+
+
+def _is_filled(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
 
 
 def first_line(error: BaseException) -> str:

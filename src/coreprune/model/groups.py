@@ -145,6 +145,6 @@ def agree(group: Sequence[Site], kept: Mapping[str, int]) -> None:
     if len(asked) > 1:
         (a, first), (b, second) = list(asked.items())[:2]
         raise InvalidInputError(
-            f"{a} units were asked of {first!r} and {b} of {second!r}, which get one width: "
+            f"{first!r} and {second!r} get one width, and would keep {a} and {b} units: "
             f"ask for all with {_pattern(first)!r}, or for uniform=False"
         )

@@ -14,7 +14,10 @@ from coreprune.model.census import Found, find
 from coreprune.model.site import Inspection, Refusal
 from coreprune.model.tensors import tensors_of
 
-__all__ = ["discover_network", "plain_module"]
+__all__ = ["CAPTURES", "discover_network", "plain_module"]
+
+#: ways to capture a network
+CAPTURES = ("auto", "export", "blocks")
 
 _OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
@@ -61,7 +64,7 @@ def discover_network(model: nn.Module, example_inputs: Any, how: str = "auto") -
         InvalidInputError: inputs that do not fit.
         UnsupportedModelError: no part can be captured, with the exporter's reason.
     """
-    if how not in {"auto", "export", "blocks"}:
+    if how not in CAPTURES:
         raise InvalidInputError(f"capture={how!r} was asked: give 'auto', 'export' or 'blocks'")
     refused: list[Refusal] = []
     if how == "blocks":

@@ -41,8 +41,9 @@ def wrap(text: str, width: int = 80) -> list[str]:
 
 
 def activation_of(site: Site) -> str:
-    """What stands behind the units, of kinds that have one activation; else empty."""
-    return site.activation if site.kind in {"linear", "gated", "conv"} else ""
+    """What stands behind the units, of kinds that have one activation; empty where none is known by name."""
+    known = site.kind in {"linear", "gated", "conv"} and site.activation != "identity"
+    return site.activation if known else ""
 
 
 def digits(number: float) -> str:

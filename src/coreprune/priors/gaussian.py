@@ -92,7 +92,9 @@ class Gaussian:
         mean = _vector(self.mean, features, "mean")
         std = _vector(radius / math.sqrt(features) if self.std is None else self.std, features, "std")
         if bool((std < 0).any()):
-            raise InvalidInputError("the prior's std is negative: give standard deviations")
+            raise InvalidInputError(
+                f"std={float(std.min()):g} was asked of the prior: give standard deviations, which are not negative"
+            )
         if not self.scales or not all(math.isfinite(s) and s >= 0 for s in self.scales):
             raise InvalidInputError(f"scales={tuple(self.scales)} was asked of the prior: give non-negative factors")
         return Pair(tuple(Component(1.0, mean, (s * std).square()) for s in self.scales))

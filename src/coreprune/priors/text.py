@@ -122,8 +122,10 @@ def lines_of(file: Path) -> list[str]:
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{file} cannot be read as text ({error}): give a plain text file") from error
+    except OSError as error:
+        raise InvalidInputError(f"{file} cannot be read ({error.strerror}): check the path") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{file} is no text in UTF-8 ({error.reason}): give a plain text file") from error
 
 
 def reads(model: nn.Module) -> bool:

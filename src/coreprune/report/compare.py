@@ -171,6 +171,8 @@ def comparison_text(found: Comparison, width: int = 80) -> str:
     else:
         lines.append("")
         lines += [f"prior of {letter}: {prior}" for letter, prior in zip("AB", found.priors) if prior]  # noqa: B905
+        if all(found.priors) and found.sites:
+            lines.append("The errors of A and of B are each under its own prior: they are not to be compared.")
     return "\n".join(line for text in lines for line in wrap(text, width))
 
 

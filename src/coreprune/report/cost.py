@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import arguments, evaluating, first_line
+from coreprune.model.capture import arguments, evaluating, first_line, rows_of
 from coreprune.report.generation import Generation, generation
 from coreprune.report.runtimes import Runtime, check_runtimes, runtimes
 from coreprune.report.turns import Latency, timed
@@ -45,8 +45,8 @@ class Cost:
 
     Attributes:
         inputs: shapes of the inputs, in words.
-        multiply_adds: of one forward pass on all of them.
-        latency: of the same, in PyTorch as it is.
+        multiply_adds: of one of them: of a forward pass, shared out over the first axis.
+        latency: of a forward pass on all of them, in PyTorch as it is.
         dtype: of the small network's tensors.
         generation: of causal language models, how fast they read and write.
         runtimes: the same forward pass elsewhere, where that was asked for.
@@ -101,13 +101,14 @@ def measure(
     Example:
         >>> net, less = nn.Linear(6, 4), nn.Linear(6, 2)
         >>> measure(net, less, torch.zeros(3, 6), seconds=0).multiply_adds
-        Change(before=72, after=36)
+        Change(before=24, after=12)
     """
     names = [name for name in check_runtimes(others) if name != "eager"]
     args, kwargs = arguments(example_inputs)
     with evaluating(dense, small), torch.no_grad():
         try:
-            counted = Change(multiply_adds(dense, args, kwargs), multiply_adds(small, args, kwargs))
+            rows = max(rows_of((args, kwargs)), 1)
+            counted = Change(*(multiply_adds(model, args, kwargs) // rows for model in (dense, small)))
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise InvalidInputError(
                 f"the inputs do not fit the network ({first_line(error)}): give one batch as the network takes "

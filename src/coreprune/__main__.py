@@ -1,0 +1,5 @@
+"""``python -m coreprune COMMAND``."""
+
+from coreprune.cli.main import main
+
+main()
