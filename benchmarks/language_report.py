@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -11,6 +12,9 @@ from records import read_record, results
 __all__ = ["draw", "known", "markdown"]
 
 Row = dict[str, Any]
+
+#: times the dense perplexity, beyond which a figure only shows that it is beyond
+FAR = 3.0
 
 
 def known(what: str) -> list[Row]:
@@ -115,26 +119,30 @@ def draw() -> None:
         axis.plot([row["tokens"] for row in mine], [row["figure"] for row in mine], marker="o", color="#0b2f4e")
         axis.set_xscale("log", base=2)
         axis.set_xlabel("tokens of its own text")
-        axis.set_ylabel("perplexity of adventure, −20% of FFN units")
+        axis.set_ylabel("perplexity of adventure,\n−20% of FFN units")
         axis.grid(alpha=0.3, lw=0.4)
         _save(figure, "language-tokens")
 
 
 def _panel(axis: Any, name: str) -> None:
-    """Figures of one network, best methods on top; what used data is hollow."""
+    """Figures of one network, the best at the first cut on top; what used data is hollow."""
     about = NETWORKS[name]
     mine = [row for row in known("rows") if row["network"] == name and row["method"] != DENSE]
     labels: dict[tuple[str, int], list[Row]] = {}
     for row in mine:
         labels.setdefault((row["method"], row["tokens"]), []).append(row)
     better = 1 if about.language else -1
-    order = sorted(labels, key=lambda one: -min(better * row["figure"] for row in labels[one]))
     cuts = [*(f"−{fraction:.0%}" for fraction in about.fractions), OWN]
+    first = {one: [row for row in labels[one] if row["cut"] == cuts[0]] or labels[one] for one in labels}
+    order = sorted(labels, key=lambda one: -min(better * row["figure"] for row in first[one]))
     colours = dict(zip(cuts, ("#0b6e4f", "#b3423a", "#2f5ea8", "#8a6d1f"), strict=False))
+    whole = next((row for row in known("rows") if row["network"] == name and row["method"] == DENSE), None)
+    most = FAR * whole["figure"] if about.language and whole else math.inf
     for y, one in enumerate(order):
         for row in labels[one]:
-            face = "white" if row["data_used"] else colours[row["cut"]]
-            axis.plot(row["figure"], y, "o", ms=6, markeredgecolor=colours[row["cut"]], markerfacecolor=face)
+            face, far = "white" if row["data_used"] else colours[row["cut"]], row["figure"] > most
+            axis.plot(min(row["figure"], most), y, ">" if far else "o", ms=6, markeredgecolor=colours[row["cut"]],
+                      markerfacecolor=face, clip_on=False)  # fmt: skip
     for cut in dict.fromkeys(row["cut"] for row in mine):
         axis.plot([], [], "o", color=colours[cut], label=cut if cut != OWN else f"as {cuts[0]}, own widths")
     axis.plot([], [], "o", markeredgecolor="grey", markerfacecolor="white", label="calibrated on real text")
@@ -144,7 +152,11 @@ def _panel(axis: Any, name: str) -> None:
         text.set_fontsize(8)
     if about.language:
         axis.set_xscale("log")
-    whole = next((row for row in known("rows") if row["network"] == name and row["method"] == DENSE), None)
+    if most < math.inf:
+        axis.plot([], [], ">", color="grey", label=f"above {most:.0f}")
+        axis.set_xlim(0.95 * whole["figure"], most)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
     if whole:
         axis.axvline(whole["figure"], color="grey", lw=0.8, ls="--", label=DENSE)
     axis.set_title(name, fontsize=10)
