@@ -333,6 +333,9 @@ def verify(
         own = inputs is not None
         return measured(model, module, calls, prior=held.said, samples=count, delta=delta, data_used=own,
                         independent=held.independent)  # fmt: skip
+    if prior is not None:
+        check_prior(prior)
+        prior = None if prior in ("auto", "noise") else prior
     if not (prior is None or isinstance(prior, Gaussian)):
         raise InvalidInputError(f"prior={prior!r} was asked of a stack of Linear layers: give a coreprune.Gaussian")
     found = discover(model)

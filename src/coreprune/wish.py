@@ -134,7 +134,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
         if not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise InvalidInputError(
-                f"{name} holds {bad} values that are NaN or infinite: nothing can be said of such a network, mend it"
+                f"{name} holds NaN or infinite numbers ({bad}): nothing can be said of such a network, mend it"
             )
 
 

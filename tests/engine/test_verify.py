@@ -258,3 +258,12 @@ def test_worst_cases_are_not_silently_left_out_of_a_captured_network():
     for more in ({"radius": 1.0}, {"box": (0.0, 1.0)}):
         with pytest.raises(InvalidInputError, match="leave it out"):
             cp.verify(net, small, **more)
+
+
+def test_names_of_priors_mean_of_a_stack_what_they_can():
+    model = network()
+    small = cp.prune(model, units={"0": 6})
+    plain = cp.verify(model, small, worst=False, samples=200)
+    assert cp.verify(model, small, prior="noise", worst=False, samples=200) == plain
+    with pytest.raises(InvalidInputError, match="there are auto, noise"):
+        cp.verify(model, small, prior="nothing such")
