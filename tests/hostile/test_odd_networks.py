@@ -257,7 +257,7 @@ def test_weights_that_are_not_numbers_are_refused(value):
     with torch.no_grad():
         model.middle.weight[1, 1] = value
     assert names(model) == SITES
-    said(InvalidInputError, lambda: cut(model), "middle.weight", "1 values")
+    said(InvalidInputError, lambda: cut(model), "middle.weight", "NaN or infinite numbers (1)")
 
 
 def test_networks_with_nothing_to_cut():
