@@ -83,6 +83,7 @@ bench: $(VENV)/.bench $(VENV)/.networks
 	$(BIN)/python benchmarks/publish.py
 
 bench-paper: $(VENV)/.bench
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/synthetic.py
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m paper
 	$(BIN)/python benchmarks/publish.py --only paper
 
