@@ -35,25 +35,33 @@ def _lenet() -> str:
 
 
 def _synthetic() -> str:
-    body = read_record("synthetic")
-    lines = [
-        "## One neuron, worst error over the ball",
+    studies = read_record("synthetic")["studies"]
+    size = 100
+    methods = list(studies[0]["curves"])
+    text = [
+        "## Worst error over the ball",
         "",
-        "The paper's synthetic experiment at 100 draws of 1,000 points: error as a share of the total sensitivity. "
+        f"The paper's synthetic experiment at {size} of 1,000 points: the worst error found by gradient ascent, as a share of the total sensitivity. *Coreset* and "
+        "*uniform* are draws, mean ± standard deviation; *percentile* keeps the largest weights times norms; *kernel* is made for Gaussian inputs and bounded by no theorem. "
         + _about("synthetic"),
-        "",
-        "| activation | coreset | uniform | largest norm | theorem, 95 % |",
-        "|---|---|---|---|---|",
     ]
-    for study in body["studies"]:
-        at = next(i for i, point in enumerate(study["curves"]["coreset"]) if point["size"] == 100)
-        cells = [
-            f"{study['curves'][m][at]['mean']:.3f} ± {study['curves'][m][at]['std']:.3f}"
-            for m in ("coreset", "uniform", "largest norm")
+    for outputs in dict.fromkeys(one["outputs"] for one in studies):
+        mine = [one for one in studies if one["outputs"] == outputs]
+        what = "One neuron" if outputs == 1 else f"A layer of {outputs} neurons that share a coreset"
+        text += [
+            "",
+            f"{what}, {mine[0]['draws']} draws:",
+            "",
+            f"| activation | {' | '.join(methods)} | theorem, 95 % |",
+            "|" + "---|" * (len(methods) + 2),
         ]
-        lines.append(f"| {study['activation']} | {' | '.join(cells)} | {study['theorem'][at]:.2f} |")
-    lines += ["", "![worst error against coreset size for eight activations](figures/synthetic.svg)", ""]
-    return "\n".join(lines)
+        for study in mine:
+            points = [next(p for p in study["curves"][m] if p["size"] == size) for m in methods]
+            cells = [f"{p['mean']:.4f}" + (f" ± {p['std']:.4f}" if p["std"] else "") for p in points]
+            at = [p["size"] for p in study["curves"][methods[0]]].index(size)
+            text.append(f"| {study['activation']} | {' | '.join(cells)} | {study['theorem'][at]:.2f} |")
+    alt = "worst error against coreset size for eight activations, for one neuron and for a layer"
+    return "\n".join([*text, "", f"![{alt}](figures/synthetic.svg)", ""])
 
 
 def _speed() -> str:

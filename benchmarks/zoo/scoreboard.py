@@ -146,7 +146,8 @@ def page() -> str:
         f"{INTRODUCTION}{speed()}\n## All networks\n\n"
         f"- coreprune: {tally(ours['rows'])}; {conditions(ours)}.\n"
         f"- Torch-Pruning: {tally(theirs['rows'])}; {conditions(theirs)}.\n\n"
-        f"A call that took longer than {limits(ours)} s (coreprune) or {limits(theirs)} s (Torch-Pruning) was ended. Other work shared the\n"
+        f"A call that took longer than {limits(ours)} s (coreprune) or {limits(theirs)} s (Torch-Pruning) was ended; *killed* are calls that\n"
+        f"had taken all the machine's memory. Other work shared the\n"
         f"machine, at a load of {loads(ours)} (coreprune) and {loads(theirs)} (Torch-Pruning) on two cores, so that these seconds say no more than\n"
         f"the order: speed is what the table above is for.\n\n{table(head, rows)}\n"
     )
