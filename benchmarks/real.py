@@ -318,7 +318,8 @@ def markdown(networks: Mapping[str, dict[str, Any]]) -> str:
             )
         text.append("")
         for inputs, statements in body.get("verify", {}).items():
-            text += [f"- `verify` of the first row's cut, on {inputs}: {statement}" for statement in statements]
+            at = body.get("verify_commit", body["commit"])
+            text += [f"- `verify` of the first row's cut, on {inputs} (commit {at}): {one}" for one in statements]
         if command := body.get("command"):
             equal = "equal" if command["outputs_equal"] else f"differ by {command['largest_difference']:.1e}"
             text.append(
