@@ -28,6 +28,7 @@ __all__ = [
     "check_fraction",
     "draws_of",
     "matching",
+    "number_of",
     "widths",
 ]
 
@@ -265,12 +266,20 @@ def _operations(inspection: Inspection, groups: Sequence[Sequence[Site]]) -> Siz
     return Size(applied, groups, biases=False, times=times)
 
 
+def number_of(value: float | str) -> float:
+    """A number, or a percentage such as "60%" as a fraction; raises ValueError or TypeError if it is none.
+
+    Example:
+        >>> number_of("60%"), number_of("0.5"), number_of(3)
+        (0.6, 0.5, 3.0)
+    """
+    return float(value[:-1]) / 100 if isinstance(value, str) and value.endswith("%") else float(value)
+
+
 def _limit(kind: str, asked: float | str, dense: float) -> float:
     try:
-        if isinstance(asked, str) and asked.endswith("%"):
-            limit = float(asked[:-1]) / 100 * (1 if kind == "error" else dense)
-        else:
-            limit = float(asked)
+        relative = kind != "error" and isinstance(asked, str) and asked.endswith("%")
+        limit = number_of(asked) * (dense if relative else 1)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"{kind}={asked!r} is not a number or a percentage: write 60000 or '60%'") from error
     if not limit > 0:

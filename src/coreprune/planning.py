@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from coreprune.budget import Remove, Widths, allocate, check_fraction, draws_of, widths
+from coreprune.budget import Remove, Widths, allocate, check_fraction, draws_of, number_of, widths
 from coreprune.engine.correction import corrections
 from coreprune.engine.driven import Trial, asked_of, driven
 from coreprune.engine.imposed import imposed
@@ -83,16 +83,15 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
     request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, usual, norms, wish.clock)
     with wish.clock.stage("selecting"):
-        kept, errors, survey, measured = _widths(model, seen, tensors, wish, request, prior)
+        kept, errors, survey, measured, cuts = _widths(model, seen, tensors, wish, request, prior)
     drawn = draws_of(found, wish.draws or {}, kept, wish.ignore)
-    cuts: tuple[Cut, ...]
     if found.graphs and drawn:
         raise InvalidInputError("draws= was asked of a network that is no stack: use units= or remove=")
     with wish.clock.stage("selecting"):
-        if not found.graphs:
-            cuts = decide(model, found, tensors, kept, replace(request, draws=drawn))
-        else:
+        if found.graphs:
             cuts = decide_network(seen, tensors, kept, request, survey)
+        elif cuts is None or drawn:
+            cuts = decide(model, found, tensors, kept, replace(request, draws=drawn))
         cuts = tuple(_with_curve(cut, errors) for cut in cuts)
     shifts: dict[str, Tensor] = {}
     if method.turns and found.graphs:
@@ -107,7 +106,7 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
         with wish.clock.stage("correcting"):
             moved = corrections(seen, tensors, made, inputs(seen.graphs[0], law, wish.seed), request.norms)
             shifts, made = shifts | moved, made.shifted(moved)
-    recipe = _recipe(found, example_inputs, wish, law, drawn) | measured
+    recipe = _recipe(found, example_inputs, wish, law, drawn) | dict(measured)
     recipe |= {} if reason is None else {"prior_reason": reason}
     recipe["weights"] = marks_of(tensors, [cut.site.incoming.tensor for cut in cuts])
     return Decision(Plan(cuts, recipe, found.shapes, shifts), made, prior)
@@ -195,12 +194,26 @@ def _words(value: Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+class _Kept(NamedTuple):
+    """What is kept, and why.
+
+    Attributes:
+        widths: units to keep, by site. curves: error curves, where a budget is shared out by them. survey: what they
+            were observed from. measured: part of the recipe, if the budget is driven by what is measured. cuts: of a
+            stack, if the budget took them.
+    """
+
+    widths: Widths
+    curves: Mapping[str, Tensor] = {}
+    survey: Survey | None = None
+    measured: Mapping[str, Any] = {}
+    cuts: tuple[Cut, ...] | None = None
+
+
 def _widths(
     model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], wish: Wish, request: Request, prior: Prior
-) -> tuple[dict[str, int], Mapping[str, Tensor], Survey | None, dict[str, Any]]:
-    """Units to keep, by site; and where a budget is shared out by error the curves, what they were observed from, and
-    what was measured if the budget is driven by that, as part of the recipe.
-    """
+) -> _Kept:
+    """Units to keep, by site, with what was found on the way."""
     shares: dict[str, Any] = {
         name: getattr(wish, name) for name in ("ignore", "kinds", "uniform", "round_to", "protect")
     }
@@ -208,8 +221,8 @@ def _widths(
         shares |= _configured(model, found, wish)
     if wish.budget is None and not _by_error(wish):
         if wish.remove is None and wish.units is None:
-            return {}, {}, None, {}
-        return widths(found, remove=wish.remove, units=wish.units, **shares), {}, None, {}
+            return _Kept({})
+        return _Kept(widths(found, remove=wish.remove, units=wish.units, **shares))
     left: Mapping[str, Any] = wish.budget if wish.budget is not None else {"params": _left(wish.remove)}
     survey = surveyed(found, tensors, request) if found.graphs else None
     errors = curves(model, found, tensors, request) if survey is None else survey.curves
@@ -225,7 +238,7 @@ def _widths(
             trial,
             lambda share: allocate(found, errors, {"params": f"{100 * share!r}%"}, **shares),
         )
-        return kept, errors, survey, {"outputs": outputs}
+        return _Kept(kept, errors, survey, {"outputs": outputs})
     itemsize = next(iter(tensors.values())).element_size()
 
     def shared(by: Mapping[str, Tensor]) -> Widths:
@@ -237,30 +250,32 @@ def _widths(
                 model, found, wish.timed, left["table"],
                 lambda table: allocate(found, errors, {**left, "table": table}, **shares),
             )  # fmt: skip
-        return kept, errors, survey, {"budget": {**left, "table": table}}
+        return _Kept(kept, errors, survey, {"budget": {**left, "table": table}})
     if survey is None and "error" in left:
-        kept = _jointly(left["error"], lambda e: allocate(found, errors, {"error": e}, **shares),
-                        lambda kept: decide(model, found, tensors, kept, replace(request, progress=None)))  # fmt: skip
-        return kept, errors, survey, {}
+        kept, cuts = _jointly(left["error"], lambda e: allocate(found, errors, {"error": e}, **shares),
+                              lambda kept: decide(model, found, tensors, kept, request))  # fmt: skip
+        return _Kept(kept, errors, cuts=cuts)
     if survey is None or not _balances(found, wish, prior):
-        return shared(errors), errors, survey, {}
-    return balanced(found, tensors, request, survey, shared), errors, survey, {}
+        return _Kept(shared(errors), errors, survey)
+    return _Kept(balanced(found, tensors, request, survey, shared), errors, survey)
 
 
-def _jointly(asked: float | str, shared: Callable[[Any], Widths], cut: Callable[[Widths], tuple[Cut, ...]]) -> Widths:
-    """Widths of a stack under which the error of all cuts together, predicted, is as small as was asked.
+def _jointly(
+    asked: float | str, shared: Callable[[float | str], Widths], cut: Callable[[Widths], tuple[Cut, ...]]
+) -> tuple[Widths, tuple[Cut, ...]]:
+    """Widths of a stack, and its cuts, under which the predicted error of all cuts together is as small as was asked.
 
     Sites' errors are shared out as if they added up as squares. Where they help each other the share is made smaller.
     """
-    kept, limit = shared(asked), fractions_of(asked)
-    target = limit
+    target = asked
     for _ in range(TIGHTER):
-        joint = next((c.evidence["relative_error"] for c in reversed(cut(kept)) if "relative_error" in c.evidence), 0.0)
-        if not joint > float(limit):
-            break
-        target *= 0.99 * float(limit) / joint
         kept = shared(target)
-    return kept
+        cuts = cut(kept)
+        joint = next((c.evidence["relative_error"] for c in reversed(cuts) if "relative_error" in c.evidence), 0.0)
+        if joint <= number_of(asked):
+            break
+        target = number_of(target) * 0.99 * number_of(asked) / joint
+    return kept, cuts
 
 
 def _by_error(wish: Wish) -> bool:

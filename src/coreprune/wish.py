@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune.budget import number_of
 from coreprune.clock import Clock
 from coreprune.engine.driven import asked_of
 from coreprune.engine.inputs import Prior, check_prior, named
@@ -149,7 +150,7 @@ def fractions_of(remove: Share | Mapping[str, Share] | None) -> Any:
         return {name: fractions_of(value) for name, value in remove.items()}
     if isinstance(remove, str) and remove.endswith("%"):
         with suppress(ValueError):  # what is no number is refused where it is used
-            return float(remove[:-1]) / 100
+            return number_of(remove)
     return remove
 
 

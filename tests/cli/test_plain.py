@@ -112,6 +112,16 @@ def test_a_place_that_is_taken_is_refused_before_the_work(command, tmp_path, mon
         assert err == f"coreprune: {told}\n"
 
 
+def test_a_budget_of_error_is_a_number_as_it_is_typed(command):
+    """Such as 0.15, which is text, where all cuts together are predicted to be off by more than the sites' errors say."""
+    for said in ("0.15", "15%"):
+        body = json.loads(good(command("plan", MODEL, "-o", f"plan-{said}", "--budget", f"error={said}", "--json")))
+        assert 0 < body["sites"][-1]["evidence"]["relative_error"] <= 0.15
+    code, _, err = command("plan", MODEL, "-o", "other", "--budget", "error=much")
+    assert code == 2
+    assert "--budget error=much is not a number or a percentage" in err
+
+
 def test_a_plan_is_no_network_to_compare(command):
     good(command("prune", MODEL, "small", "--units", "0=5"))
     good(command("plan", MODEL, "-o", "plan", "--units", "0=5"))

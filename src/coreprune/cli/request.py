@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from coreprune.budget import number_of
 from coreprune.cli.common import Source, files, words
 from coreprune.engine.inputs import PRIORS
 from coreprune.errors import InvalidInputError
@@ -144,7 +145,7 @@ def by_name(option: str, texts: tuple[str, ...], kind: type) -> dict[str, Any]:
 def _number(option: str, said: str, text: str, kind: type) -> Any:
     """A whole number, or a fraction such as 0.5 or 50%."""
     try:
-        return float(text[:-1]) / 100 if kind is float and text.endswith("%") else kind(text)
+        return number_of(text) if kind is float else kind(text)
     except ValueError as error:
         what, like = ("whole number", "150") if kind is int else ("number", "0.5 or 50%")
         raise InvalidInputError(f"{option} {said!r} has no {what}: write one such as {like}") from error

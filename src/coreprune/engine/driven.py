@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from coreprune.budget import MEASURED, Widths
+from coreprune.budget import MEASURED, Widths, number_of
 from coreprune.clock import Clock
 from coreprune.engine.correction import corrections
 from coreprune.engine.local import Request
@@ -52,8 +52,7 @@ def asked_of(budget: Mapping[str, Any] | None) -> tuple[str, float] | None:
         raise InvalidInputError(f"the budget {dict(budget)} has {len(budget)} entries: give {kind} alone")
     given = budget[kind]
     try:
-        percent = isinstance(given, str) and given.endswith("%")
-        limit = float(str(given)[:-1]) / 100 if percent else float(given)
+        limit = number_of(given)
     except ValueError as error:
         raise InvalidInputError(f"{kind}={given!r} is not a number: write one such as 0.1") from error
     if isinstance(given, bool) or not isinstance(given, (str, numbers.Real)) or not 0 < limit < float("inf"):
