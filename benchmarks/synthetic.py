@@ -173,7 +173,7 @@ def main() -> None:
     for key in wanted:
         if any(key.items() <= one.items() for one in known):
             continue
-        known.append(study(**{"name" if k == "activation" else k: v for k, v in key.items()}))
+        known.append(study(key["activation"], key["outputs"], key["draws"], key["seed"]))
         write_record("synthetic", {"studies": known})
         at = SIZES.index(100)
         print(

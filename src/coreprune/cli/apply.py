@@ -6,8 +6,9 @@ import click
 
 from coreprune import api
 from coreprune.cli.bar import progress_bar
-from coreprune.cli.common import check_new, files, model_options, output_option, source_of
+from coreprune.cli.common import files, model_options, output_option, source_of
 from coreprune.cli.output import json_option, write
+from coreprune.io.directory import check_new
 from coreprune.plan import Plan
 
 __all__ = ["apply"]

@@ -24,7 +24,6 @@ from coreprune.io.checkpoint import read_tensors
 
 __all__ = [
     "Source",
-    "check_new",
     "example_of",
     "factory_of",
     "files",
@@ -189,16 +188,3 @@ def model_options(command: Any) -> Any:
 def output_option(what: str, said: str) -> Callable[[Any], Any]:
     """-o, --output."""
     return click.option("-o", "--output", required=True, metavar=what, help=said, shell_complete=files)
-
-
-def check_new(place: str, *, force: bool) -> None:
-    """Refuse, before any work, to write where something is.
-
-    Raises:
-        CheckpointError: something is there, and --force was not given; or the place is inside a file.
-    """
-    if Path(place).exists() and not force:
-        raise CheckpointError(f"{place} exists already: give another name, or --force to replace it")
-    above = next((one for one in Path(place).parents if one.exists()), None)
-    if above is not None and not above.is_dir():
-        raise CheckpointError(f"{place} cannot be made, as {above} is a file: give another name")

@@ -10,7 +10,7 @@ import click
 
 from coreprune.cli.bar import progress_bar
 from coreprune.cli.common import files, words
-from coreprune.cli.output import dumped, json_option, numbers_of
+from coreprune.cli.output import dumped, json_option, numbers_of, seconds_option
 from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.io import huggingface
 from coreprune.io.checkpoint import headers
@@ -27,9 +27,7 @@ __all__ = ["compare"]
 @click.argument("a", shell_complete=files)
 @click.argument("b", shell_complete=files)
 @click.option("--speed", is_flag=True, help="Also run both, in turns (directories that transformers opens).")
-@click.option(
-    "--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="To spend on each timing."
-)
+@seconds_option
 @click.option("--runtimes", default="eager", show_default=True, metavar="LIST", shell_complete=words(*RUNTIMES),
               help="eager,compile,onnx (--speed).")  # fmt: skip
 @json_option

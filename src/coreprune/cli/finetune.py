@@ -15,7 +15,7 @@ from torch import nn
 
 from coreprune import recovery
 from coreprune.cli.bar import progress_bar
-from coreprune.cli.common import Source, check_new, files, source_of, words
+from coreprune.cli.common import Source, files, source_of, words
 from coreprune.cli.foretold import foretold
 from coreprune.cli.output import dumped, echo_perplexities, json_option, numbers_of, recorded
 from coreprune.engine.distill import LOSSES
@@ -23,7 +23,7 @@ from coreprune.engine.inputs import PRIORS
 from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.io import huggingface
 from coreprune.io.checkpoint import write_tensors
-from coreprune.io.directory import new_directory
+from coreprune.io.directory import check_new, new_directory
 from coreprune.io.sidecar import write_json
 from coreprune.plan import Plan
 from coreprune.priors.text import Text

@@ -8,10 +8,11 @@ import click
 
 from coreprune import api
 from coreprune.cli.bar import progress_bar
-from coreprune.cli.common import check_new, model_options, output_option, source_of
+from coreprune.cli.common import model_options, output_option, source_of
 from coreprune.cli.output import dumped, echo_timing, json_option, recorded
 from coreprune.cli.request import request_of, request_options
 from coreprune.clock import Clock
+from coreprune.io.directory import check_new
 
 __all__ = ["plan"]
 

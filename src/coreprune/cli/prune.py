@@ -8,10 +8,11 @@ import click
 
 from coreprune import api
 from coreprune.cli.bar import progress_bar
-from coreprune.cli.common import check_new, files, model_options, source_of
+from coreprune.cli.common import files, model_options, source_of
 from coreprune.cli.foretold import check_text, foretold
 from coreprune.cli.output import json_option, write
 from coreprune.cli.request import request_of, request_options
+from coreprune.io.directory import check_new
 
 __all__ = ["prune"]
 

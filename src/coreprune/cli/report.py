@@ -11,7 +11,7 @@ import click
 from coreprune import api
 from coreprune.cli.bar import progress_bar
 from coreprune.cli.common import files, source_of, words
-from coreprune.cli.output import dumped, json_option, numbers_of
+from coreprune.cli.output import dumped, json_option, numbers_of, seconds_option
 from coreprune.errors import InvalidInputError
 from coreprune.report.beside import Beside, beside_of
 from coreprune.report.page import write
@@ -34,9 +34,7 @@ __all__ = ["report"]
 @click.option("--factory", metavar="MODULE:NAME", help="Makes the network of a .safetensors file.")
 @click.option("--input", "shape", metavar="SHAPE", help="Shape of the batch to measure on  [default: as when cut]")
 @click.option("--verify", "check", is_flag=True, help="Recompute the guarantees too; takes --model.")
-@click.option(
-    "--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="To spend on each timing."
-)
+@seconds_option
 @click.option(
     "--runtimes",
     default="eager",

@@ -31,7 +31,6 @@ _PHRASES = (
     (r"\bforce=True", "--force"),
     (r"\bworst=False", "--no-worst"),
     (r"\buniform=False", "--uneven"),
-    (r"\bmeasure_on=", "--eval-text "),
     (r"\bprior=Text\(path='([^']*)'[^)]*\)", r"--text \1"),
     (rf"(?<!--budget )(?<![\w.-])({_BUDGETS})='?([^'\s,:;()]+)'?", r"--budget \1=\2"),
     (rf"(?<!--budget )(?<![\w.-])({_BUDGETS})=(?=[\s,:;()])", r"--budget \1=X"),

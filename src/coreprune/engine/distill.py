@@ -38,7 +38,7 @@ from coreprune.engine.local import Progress
 from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.io.checkpoint import read_tensors, write_tensors
 from coreprune.io.sidecar import read_json, write_json
-from coreprune.model.capture import Arguments, evaluating, first_line
+from coreprune.model.capture import Arguments, evaluating, first_line, leaves_of
 from coreprune.priors.generated import writes
 
 __all__ = ["LOSSES", "Agreement", "State", "Supply", "Training", "agreement_of", "moved", "rate_at", "train"]
@@ -163,7 +163,7 @@ def outputs(model: nn.Module, call: Arguments) -> list[Tensor]:
             f"{type(model).__name__} cannot be run on the inputs ({first_line(error)}): give example_inputs or data "
             "as the network takes them, or another batch="
         ) from error
-    leaves = pytree.tree_leaves(answer.logits if writes(model) else answer)
+    leaves = leaves_of(answer.logits if writes(model) else answer)
     found = [v for v in leaves if isinstance(v, Tensor) and v.is_floating_point() and v.dim()]
     if not found:
         raise InvalidInputError(f"{type(model).__name__} returns no numbers, so that nothing can be compared")

@@ -11,7 +11,23 @@ from pathlib import Path
 
 from coreprune.errors import CheckpointError
 
-__all__ = ["new_directory"]
+__all__ = ["check_new", "new_directory"]
+
+
+def check_new(path: str | Path, *, force: bool = False) -> None:
+    """What `new_directory` refuses before anything is written, for those who want to know before the work.
+
+    Raises:
+        CheckpointError: something is there that is not to be replaced, or the place is inside a file.
+    """
+    target = Path(path)
+    if target.exists() and not force:
+        raise CheckpointError(f"{target} exists already: give another name, or force=True to replace it")
+    if target.exists() and not _ours(target):
+        raise CheckpointError(f"{target} was not written by coreprune, so it is not replaced: give another name")
+    above = next((one for one in target.parents if one.exists()), None)
+    if above is not None and not above.is_dir():
+        raise CheckpointError(f"{target} cannot be made, as {above} is a file: give another name")
 
 
 @contextmanager
@@ -29,13 +45,7 @@ def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         CheckpointError: the directory exists, or the disk refuses (full, read-only, …); then nothing is left behind.
     """
     target = Path(path)
-    if target.exists() and not force:
-        raise CheckpointError(f"{target} exists already: give another name, or force=True to replace it")
-    if target.exists() and not _ours(target):
-        raise CheckpointError(f"{target} was not written by coreprune, so it is not replaced: give another name")
-    above = next((one for one in target.parents if one.exists()), None)
-    if above is not None and not above.is_dir():
-        raise CheckpointError(f"{target} cannot be made, as {above} is a file: give another name")
+    check_new(target, force=force)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

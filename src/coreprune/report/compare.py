@@ -8,7 +8,7 @@ from typing import Any
 
 from coreprune.report.cost import Change, Cost
 from coreprune.report.numbers import Numbers, Row
-from coreprune.report.recipe import measured_on, versions
+from coreprune.report.recipe import reported_on, versions
 from coreprune.report.speed import speed_text
 from coreprune.report.text import bytes_text, table, wrap
 
@@ -71,7 +71,7 @@ def dense_numbers(name: str, parameters: int, tensor_bytes: int, file_bytes: int
         parameters=Change(parameters, parameters), tensor_bytes=Change(tensor_bytes, tensor_bytes),
         file_bytes=Change(file_bytes, file_bytes), multiply_adds=same, cost=None, ends=None, sites=(), refused=None,
         statements=(), checked=None, recipe={}, commands=(), python="", load="", made_with={},
-        reported_with=versions(), measured_on=measured_on(),
+        reported_with=versions(), reported_on=reported_on(),
     )  # fmt: skip
 
 

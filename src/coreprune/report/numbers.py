@@ -16,7 +16,7 @@ from coreprune.model.groups import matching
 from coreprune.model.site import Inspection, Location, Site
 from coreprune.report.beside import Beside
 from coreprune.report.cost import Change, Cost
-from coreprune.report.recipe import loading, measured_on, python_call, versions
+from coreprune.report.recipe import loading, python_call, reported_on, versions
 from coreprune.report.text import activation_of, rows_of, starred
 
 __all__ = ["Numbers", "Row", "numbers"]
@@ -82,7 +82,7 @@ class Numbers:
         recipe: all that was asked. commands: as they were typed. python: the call that does the same.
         load: code that opens the result.
         made_with: versions when it was cut, empty if they were not written down; reported_with: those of now.
-        measured_on: day and processor of the report, which times are of.
+        reported_on: day and processor of the report, which times are of.
         buffers: whether BatchNorm statistics are among what is counted.
     """
 
@@ -108,7 +108,7 @@ class Numbers:
     load: str
     made_with: Mapping[str, str]
     reported_with: Mapping[str, str]
-    measured_on: str
+    reported_on: str
     buffers: bool = False
 
     @property
@@ -176,7 +176,7 @@ def _numbers(structure: Mapping[str, Any], name: str, beside: Beside) -> Numbers
         load=loading(beside.place, beside.opens),
         made_with={str(k): str(v) for k, v in recipe.get("versions", {}).items()},
         reported_with=versions(),
-        measured_on=measured_on(),
+        reported_on=reported_on(),
         buffers=any(tensor.endswith("running_mean") for tensor in shapes),
     )
 

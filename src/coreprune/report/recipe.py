@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-__all__ = ["loading", "measured_on", "python_call", "versions"]
+__all__ = ["loading", "python_call", "reported_on", "versions"]
 
 #: arguments of `coreprune.prune` and what they are if nothing is said
 _DEFAULTS: dict[str, Any] = {
@@ -174,11 +174,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def measured_on() -> str:
+def reported_on() -> str:
     """Today, and the processor, as far as it says what it is.
 
     Example:
-        >>> measured_on()[:2]
+        >>> reported_on()[:2]
         '20'
     """
     return f"{datetime.now(timezone.utc):%Y-%m-%d}, {_processor()}, {os.cpu_count()} processors"

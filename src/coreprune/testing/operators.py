@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.api import prune
 from coreprune.errors import CorepruneError
-from coreprune.model.capture import arguments, first_line
+from coreprune.model.capture import arguments, first_line, leaves_of
 from coreprune.model.discover import discover
 from coreprune.model.rules import RULES
 from coreprune.model.site import Inspection
@@ -170,7 +170,7 @@ def _compared(checker: Checker, module: nn.Module, inputs: Any, widths: dict[str
 def _run(module: nn.Module, inputs: Any) -> list[Tensor]:
     """Floating outputs on a copy of the inputs."""
     args, kwargs = arguments(pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs))
-    leaves = pytree.tree_leaves(copy.deepcopy(module)(*args, **kwargs))
+    leaves = leaves_of(copy.deepcopy(module)(*args, **kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 

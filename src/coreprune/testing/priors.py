@@ -20,7 +20,7 @@ import coreprune
 from coreprune.engine.inputs import Prior, inputs, prior_of, settled
 from coreprune.engine.inputs import check_prior as accepted
 from coreprune.errors import CorepruneError, InvalidInputError
-from coreprune.model.capture import Arguments, Captured, evaluating, first_line
+from coreprune.model.capture import Arguments, Captured, evaluating, first_line, leaves_of
 from coreprune.model.network import discover_network
 from coreprune.model.tensors import tensors_of
 from coreprune.priors.data import Data
@@ -156,7 +156,7 @@ def _form(checker: Checker, model: nn.Module, captured: Captured, batches: list[
     try:
         with evaluating(model), torch.no_grad():
             args, kwargs = copy.deepcopy(batches[0])
-            outputs = pytree.tree_leaves(model(*args, **kwargs))
+            outputs = leaves_of(model(*args, **kwargs))
     except Exception as error:  # a module raises whatever its code raises
         checker.fail(f"the model does not run on its inputs ({first_line(error)})", "give inputs that the model takes")
     floating = [v for v in outputs if isinstance(v, Tensor) and v.is_floating_point()]
