@@ -1,6 +1,6 @@
 """Trained networks of the real kinds, without data and without fine-tuning: CIFAR-10 networks, MiniLM-L6, SmolLM2-135M.
 
-    python benchmarks/real.py [--data FOLDER] [--only resnet20 | vgg16-half | minilm | smollm2]
+    python benchmarks/real.py [--data FOLDER] [--only resnet20 | vgg16-half | minilm | smollm2] [--verify]
 
 - ResNet-20 and VGG-16 at half width (train_cifar.py): accuracy on the 10,000 CIFAR-10 test pictures.
 - all-MiniLM-L6-v2 (networks.py): mean cosine of the sentence embeddings with the dense network's.
@@ -50,7 +50,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     MAGNITUDE: {"method": "magnitude"},
     NOISE: {"prior": "noise"},
 }
-SEEDS = (0, 1, 2)
+SEEDS, FRACTIONS, IMAGE = (0, 1, 2), (0.25, 0.5), torch.zeros(2, 3, 32, 32)
 #: opens a directory with transformers alone, runs it, and stores the outputs
 FRESH = """
 import sys
@@ -124,11 +124,21 @@ def cut(model: nn.Module, example: Any, measure: Measure, **asked: Any) -> tuple
 # ---------------------------------------------------------------------------------------------- pictures
 
 
+def tested(data: Path) -> tuple[Tensor, Tensor]:
+    """The test pictures as the networks take them, and their labels."""
+    x, y = pictures("test", data)
+    return standardised(x).contiguous(memory_format=torch.channels_last), y  # which is faster
+
+
+def scopes_of(model: nn.Module) -> dict[str, list[str] | None]:
+    """Which sites are cut → their kinds; None for all."""
+    every = {site.kind for site in cp.inspect(model, IMAGE).sites}
+    return ({"inside blocks": ["conv"]} if len(every) > 1 else {}) | {"every site": None}
+
+
 def cifar(name: str, data: Path) -> tuple[list[Row], dict[str, Any]]:
     """One CIFAR-10 network: accuracy in per cent, and what `verify` says of the mildest cut."""
-    x, y = pictures("test", data)
-    x = standardised(x).contiguous(memory_format=torch.channels_last)  # which is faster
-    model, example = load(name), torch.zeros(2, 3, 32, 32)
+    (x, y), model = tested(data), load(name)
 
     def accuracy(network: nn.Module) -> float:
         with torch.inference_mode():
@@ -138,34 +148,37 @@ def cifar(name: str, data: Path) -> tuple[list[Row], dict[str, Any]]:
 
     train = pictures("train", data)[0]
     loader = list(standardised(train[:: len(train) // DATA_PICTURES][:DATA_PICTURES]).split(64))
-    every = {site.kind for site in cp.inspect(model, example).sites}
-    scopes: dict[str, list[str] | None] = {"every site": None}
-    if len(every) > 1:
-        scopes = {"inside blocks": ["conv"], **scopes}
     rows = [dense_row(name, model, accuracy)]
     statements: dict[str, list[str]] = {}
-    for scope, kinds in scopes.items():
-        for fraction in (0.25, 0.5):
+    for scope, kinds in scopes_of(model).items():
+        for fraction in FRACTIONS:
             asked: dict[str, Any] = {"remove": {"*": fraction}, "kinds": kinds}
             for method, arguments in PLAIN.items():
-                one = cut(model, example, accuracy, **asked, **arguments)
+                one = cut(model, IMAGE, accuracy, **asked, **arguments)
                 rows.append(row(name, scope, fraction, method, [one]))
                 if method == KERNEL and not statements:
-                    statements = spoken(model, one[0], x[:: len(x) // 500])
-            drawn = [cut(model, example, accuracy, **asked, method="uniform", seed=seed) for seed in SEEDS]
+                    statements = spoken(model, one[0], x)
+            drawn = [cut(model, IMAGE, accuracy, **asked, method="uniform", seed=seed) for seed in SEEDS]
             rows.append(row(name, scope, fraction, f"uniform, {len(SEEDS)} seeds", drawn))
-            rows.append(row(name, scope, fraction, ORACLE, [cut(model, example, accuracy, **asked, data=loader)]))
+            rows.append(row(name, scope, fraction, ORACLE, [cut(model, IMAGE, accuracy, **asked, data=loader)]))
             less = next(one for one in reversed(rows) if one["method"] == KERNEL)["removed"]
-            rows.append(
-                row(name, scope, fraction, OWN_WIDTHS, [cut(model, example, accuracy, remove=less, kinds=kinds)])
-            )
+            rows.append(row(name, scope, fraction, OWN_WIDTHS, [cut(model, IMAGE, accuracy, remove=less, kinds=kinds)]))
     return rows, {"verify": statements}
 
 
 def spoken(model: nn.Module, small: cp.Pruned, x: Tensor) -> dict[str, list[str]]:
     """What `verify` measures on inputs of the prior, and on test pictures."""
-    pairs = {"inputs of the prior": cp.verify(model, small), "500 test pictures": cp.verify(model, small, inputs=x)}
+    few = x[:: len(x) // 500]
+    pairs = {"inputs of the prior": cp.verify(model, small), "500 test pictures": cp.verify(model, small, inputs=few)}
     return {name: found.statements() for name, found in pairs.items()}
+
+
+def verified(name: str, data: Path) -> dict[str, Any]:
+    """What `verify` says of the mildest cut of a CIFAR-10 network, alone."""
+    model = load(name)
+    kinds = next(iter(scopes_of(model).values()))
+    small = cp.prune(model, IMAGE, remove={"*": FRACTIONS[0]}, kinds=kinds)
+    return {"verify": spoken(model, small, tested(data)[0]), "verify_commit": commit()}
 
 
 # ---------------------------------------------------------------------------------------------- text
@@ -335,7 +348,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
     parser.add_argument("--only", choices=NETWORKS, help="this network; the others stay in the record as they are")
+    parser.add_argument("--verify", action="store_true", help="only what verify says of the CIFAR-10 networks")
     args = parser.parse_args()
+    if args.verify:
+        known = read_record("real")["networks"]
+        for name in [args.only] if args.only else ("resnet20", "vgg16-half"):
+            write({name: known[name] | verified(name, args.data)})
+        return
     for name in [args.only] if args.only else NETWORKS:
         start = time.perf_counter()
         at = commit()
