@@ -102,9 +102,9 @@ def distill(
         >>> import coreprune as cp
         >>> dense = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
         >>> small = cp.prune(dense, units={"0": 8})
-        >>> better = distill(small, dense, steps=50, rate=1e-2, loss="squares")
+        >>> better = distill(small, dense, steps=200, rate=1e-3, loss="squares")
         >>> better.plan.recipe["distilled"]["steps"], better.parameters == small.parameters
-        (50, True)
+        (200, True)
 
     Source: Hinton et al. 2015, arXiv:1503.02531.
     """
