@@ -22,6 +22,7 @@ from coreprune.engine.measure import measured
 from coreprune.engine.outputs import Held
 from coreprune.engine.verify import Verification, certify
 from coreprune.errors import InvalidInputError
+from coreprune.garbage import searched_less
 from coreprune.io.configs import write_fields
 from coreprune.maths.domain import Ball, Box
 from coreprune.model.capture import Arguments, graded, rebuilt
@@ -65,6 +66,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, *, capture: str = "aut
     return discover(model, example_inputs, capture)
 
 
+@searched_less()
 def plan(
     model: nn.Module,
     example_inputs: Any = None,
@@ -146,6 +148,7 @@ def plan(
     return replace(decision.plan, timing=wish.clock.timing(rest=True))
 
 
+@searched_less()
 def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> Pruned:
     """Cut a network as planned.
 
@@ -225,6 +228,7 @@ def _applied(
     return Pruned(small, plan, *before, attributes, configuration)
 
 
+@searched_less()
 def prune(
     model: nn.Module,
     example_inputs: Any = None,
