@@ -66,7 +66,6 @@ def inspect(model: nn.Module, example_inputs: Any = None, *, capture: str = "aut
     return discover(model, example_inputs, capture)
 
 
-@searched_less()
 def plan(
     model: nn.Module,
     example_inputs: Any = None,
@@ -148,7 +147,6 @@ def plan(
     return replace(decision.plan, timing=wish.clock.timing(rest=True))
 
 
-@searched_less()
 def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> Pruned:
     """Cut a network as planned.
 
@@ -190,6 +188,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: 
     return replace(small, timing=clock.timing(rest=True))
 
 
+@searched_less()
 @graded
 def _applied(
     model: nn.Module,
@@ -228,7 +227,6 @@ def _applied(
     return Pruned(small, plan, *before, attributes, configuration)
 
 
-@searched_less()
 def prune(
     model: nn.Module,
     example_inputs: Any = None,

@@ -24,6 +24,7 @@ from coreprune.engine.probes import token_tables
 from coreprune.engine.shares import balanced
 from coreprune.engine.turning import turned
 from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.garbage import searched_less
 from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
 from coreprune.model.capture import described, graded
@@ -57,6 +58,7 @@ class Decision(NamedTuple):
     prior: Prior
 
 
+@searched_less()
 @graded
 def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> Decision:
     """The plan for a model whose sites are known, what it makes of the tensors, and the prior that it was made under.

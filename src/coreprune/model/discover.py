@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from coreprune.errors import UnsupportedModelError
+from coreprune.garbage import searched_less
 from coreprune.model import stack
 from coreprune.model.network import discover_network, plain_module
 from coreprune.model.site import Inspection
@@ -14,6 +15,7 @@ from coreprune.model.site import Inspection
 __all__ = ["discover"]
 
 
+@searched_less()
 def discover(model: nn.Module, example_inputs: Any = None, capture: str = "auto") -> Inspection:
     """Find every site of a model.
 
