@@ -13,10 +13,10 @@ __all__ = ["searched_less"]
 def searched_less() -> Iterator[None]:
     """Context in which the search visits only what is made within.
 
-    Importing torch leaves about a million objects, and a captured graph has so many of its own that the search through
-    all of them is set off several times in one cut. What is made in the context is searched for garbage as ever, so
-    that no memory is held back; what was garbage before it waits. Nothing is done where objects are frozen already, by
-    the program for reasons of its own or by a context around this one.
+    Importing torch leaves hundreds of thousands of objects, and a captured graph has so many of its own that the
+    search through all of them is set off several times in one cut. What is made in the context is searched for garbage
+    as ever, so that no memory is held back; what was garbage before it waits. Nothing is done where objects are frozen
+    already, by the program for reasons of its own or by a context around this one.
 
     Example:
         >>> with searched_less():
