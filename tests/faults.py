@@ -391,8 +391,8 @@ FAULTS = [
         * matrix.reshape(-1, *[1] * units.dim())
         (nothing)
         Mixing.__call__ | what is not mixed is not copied
-        selected(old, axis, before))
-        0 * selected(old, axis, before))
+        selected(old, 0, before))
+        0 * selected(old, 0, before))
         Layout.take | units are taken in ascending order whatever was asked
         source[goal] = entries[indices]
         source[goal] = goal

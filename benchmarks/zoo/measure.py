@@ -78,9 +78,9 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
         import timm
 
         model = timm.create_model(name.removeprefix("timm:"))
-    else:
-        auxiliary = {"aux_logits": False, "init_weights": True} if name in {"googlenet", "inception_v3"} else {}
-        model = zoo().get_model(name, weights=None, **auxiliary)
+        return model.eval(), torch.randn(1, *model.pretrained_cfg["input_size"])
+    auxiliary = {"aux_logits": False, "init_weights": True} if name in {"googlenet", "inception_v3"} else {}
+    model = zoo().get_model(name, weights=None, **auxiliary)
     side = 299 if name == "inception_v3" else 224
     return model.eval(), torch.randn(1, 3, side, side)
 

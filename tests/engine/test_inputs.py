@@ -15,7 +15,7 @@ import coreprune as cp
 from coreprune.engine import inputs as module
 from coreprune.engine import picking, probes
 from coreprune.engine.inputs import PRIORS, forced, inputs, prior_of, settled
-from coreprune.engine.picking import AFFORDABLE, automatic, picked
+from coreprune.engine.picking import AFFORDABLE, ENTRY, automatic, picked
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import capture
 from coreprune.priors.data import Data, Drawn
@@ -118,10 +118,10 @@ def test_images_are_matched_where_that_is_cheap(monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_what_is_cheap_is_counted_for_each_image(batch, monkeypatch):
-    """Two operations for each weight and position, three passes a step; the batch of the example is no matter."""
+    """Two operations for each weight and position, what every node gives, three passes a step; the batch is no matter."""
     model = images()
     captured = capture(model, torch.zeros(batch, 3, 8, 8))
-    one = 2 * (4 * 27 * 36 + 4 * 36 * 16)
+    one = 2 * (4 * 27 * 36 + 4 * 36 * 16) + ENTRY * (3 * 4 * 36 + 2 * 4 * 16)
     cost = 3 * one * Matched().count * Matched().steps
     assert cost < AFFORDABLE
     monkeypatch.setattr(picking, "AFFORDABLE", cost)

@@ -10,7 +10,7 @@ from coreprune.errors import InvalidInputError
 __all__ = ["Stream", "finite", "squared"]
 
 #: columns from which a matrix is squared in halves
-WIDE = 512
+WIDE = 256
 
 
 class Stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +19,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Layout", "Mixing", "Where", "places", "selected"]
 
+
 Where = slice | Tensor
+
+
+class Runs(NamedTuple):
+    """Positions that follow each other by so many, as those of a unit that is read at many places do.
+
+    Attributes:
+        first: r, (k,): each stands for the positions r·length … r·length + length − 1. length: of one run.
+    """
+
+    first: Tensor
+    length: int
+
+    def numel(self) -> int:
+        """How many positions there are."""
+        return self.first.numel() * self.length
+
+
+Laid = Where | Runs
 
 
 class _Part(NamedTuple):
@@ -32,9 +52,9 @@ class _Part(NamedTuple):
     """
 
     matrix: Tensor | Thin
-    source: Where
-    goal: Where
-    own: Where | None = None
+    source: Laid
+    goal: Laid
+    own: Laid | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,7 @@ class Mixing:
     """
 
     size: int
-    rest: tuple[Where, Where]
+    rest: tuple[Laid, Laid]
     parts: tuple[_Part, ...]
 
     @property
@@ -58,13 +78,13 @@ class Mixing:
 
     def __call__(self, old: Tensor, new: Tensor, axis: int) -> None:
         """Fill `new` from `old`, which agree but for the axis that is mixed."""
-        before, after = self.rest
-        _put(new, axis, after, selected(old, axis, before))
+        old, new, (before, after) = old.movedim(axis, 0), new.movedim(axis, 0), self.rest
+        rest = old.shape[1:]
+        _put(new, after, selected(old, 0, before))
         for part in self.parts:
             matrix = part.matrix
-            units = selected(old, axis, part.source).to(matrix.dtype).movedim(axis, 0)
-            rest = units.shape[1:]
-            own = None if part.own is None else selected(old, axis, part.own).to(matrix.dtype).movedim(axis, 0)
+            units = selected(old, 0, part.source).to(matrix.dtype)
+            own = None if part.own is None else selected(old, 0, part.own).to(matrix.dtype)
             if isinstance(matrix, Thin):
                 units, matrix = matrix.left.T @ units.reshape(len(matrix.left), -1), matrix.right
             if matrix.dim() == 1:
@@ -73,7 +93,7 @@ class Mixing:
                 product = matrix.T @ units.reshape(matrix.shape[0], -1)
             else:
                 product = torch.addmm(own.reshape(matrix.shape[1], -1), matrix.T, units.reshape(len(matrix), -1))
-            _put(new, axis, part.goal, product.reshape(-1, *rest).movedim(0, axis))
+            _put(new, part.goal, product.reshape(-1, *rest))
 
 
 class Layout:
@@ -137,9 +157,9 @@ class Layout:
                 if len(gone) and len(gone) + len(kept) == matrix.shape[0]:  # a unit that stays stands for itself
                     each = source.reshape(matrix.shape[0], -1)
                     matrix = matrix if isinstance(matrix, Thin) else matrix[gone]
-                    source, own = each[gone].flatten(), places(before[each[kept].flatten()], value)
-            parts.append(_Part(matrix.to(value.device), places(before[source], value), places(after[goal], value), own))
-        return Mixing(self.slots.numel(), (places(before[rest], value), places(after[rest], value)), tuple(parts))
+                    source, own = each[gone].flatten(), runs(before[each[kept].flatten()], value)
+            parts.append(_Part(matrix.to(value.device), runs(before[source], value), runs(after[goal], value), own))
+        return Mixing(self.slots.numel(), (runs(before[rest], value), runs(after[rest], value)), tuple(parts))
 
     def _left(self) -> Tensor:
         left = torch.zeros_like(self._touched)
@@ -170,16 +190,37 @@ def places(positions: Tensor, value: Tensor | None = None) -> Where:
     return positions if value is None else positions.to(value.device)
 
 
-def selected(value: Tensor, axis: int, where: Where) -> Tensor:
+def runs(positions: Tensor, value: Tensor) -> Laid:
+    """The same, and as runs where they come in such, since these are copied as they lie."""
+    found = places(positions, value)
+    if isinstance(found, slice):
+        return found
+    starts = torch.cat([torch.ones(1, dtype=torch.bool), positions.diff() != 1]).nonzero().flatten()
+    length = math.gcd(positions.numel(), *starts.tolist(), *positions[starts].tolist())
+    return Runs(found[::length] // length, length) if length > 1 else found
+
+
+def selected(value: Tensor, axis: int, where: Laid) -> Tensor:
     """Positions of an axis; a view where they follow each other."""
     if isinstance(where, slice):
         return value.narrow(axis, where.start, where.stop - where.start)
+    if isinstance(where, Runs):
+        return _runs(value, axis, where).index_select(axis, where.first).flatten(axis, axis + 1)
     return value.index_select(axis, where)
 
 
-def _put(value: Tensor, axis: int, where: Where, new: Tensor) -> None:
-    """Write into places along an axis, rounding to the precision there."""
+def _runs(value: Tensor, axis: int, where: Runs) -> Tensor:
+    """A view with runs along an axis, and along one behind it what lies in each."""
+    count = value.shape[axis] // where.length
+    result: Tensor = value.narrow(axis, 0, count * where.length).unflatten(axis, (count, where.length))
+    return result
+
+
+def _put(value: Tensor, where: Laid, new: Tensor) -> None:
+    """Write into places along the first axis, rounding to the precision there."""
     if isinstance(where, slice):
-        value.narrow(axis, where.start, where.stop - where.start).copy_(new)
+        value.narrow(0, where.start, where.stop - where.start).copy_(new)
+    elif isinstance(where, Runs):
+        _runs(value, 0, where).index_copy_(0, where.first, new.to(value.dtype).unflatten(0, (-1, where.length)))
     else:
-        value.index_copy_(axis, where, new.to(value.dtype))
+        value.index_copy_(0, where, new.to(value.dtype))
