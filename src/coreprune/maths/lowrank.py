@@ -86,6 +86,7 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block
     """
     d, block = G.rest + ridge, block or min(max(16, k // 8), 256)
     own, free = _squares(W), d > 0
+    columns = W.T.contiguous()  # which are gathered many times
     Z = G.factor.T.contiguous()
     P = Z @ W.T  # samples lie along rows here and below, as thin matrices are best multiplied from the left
     through = P @ W  # a block of units changes it by less work than there is in it, unless samples are fewer than that
@@ -99,8 +100,8 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block
         Z_best = Z[:, best]
         R = Z_best.T @ Z_best
         R.diagonal().add_(d[best])
-        Y = torch.addmm(W.index_select(1, best) * d[best], P.T, Z_best)
-        chosen, gains = greedy(R, Y.T @ Y, step, torch.zeros_like(d[best]))
+        Y = torch.addmm(columns.index_select(0, best) * d[best, None], Z_best.T, P)
+        chosen, gains = greedy(R, Y @ Y.T, step, torch.zeros_like(d[best]))
         if chosen.numel() == 0:  # nothing is left that any output sees: fill up by index
             chosen = best.argsort()[:step]
             gains = d.new_zeros(chosen.numel())
@@ -108,10 +109,10 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block
         order, gained = torch.cat([order, picked]), torch.cat([gained, gains])
         if order.numel() < k:
             free[picked] = False
-            off, V = Z_best[:, chosen], W.index_select(1, picked)
+            off, V = Z_best[:, chosen], columns.index_select(0, picked)
             turn = _inverse(_core(off.T, d[picked]))  # A⁻¹
-            P = turn @ (P - off @ V.T)
-            through = P @ W if len(Z) <= picked.numel() else turn @ (through - off @ (V.T @ W))
+            P = turn @ (P - off @ V)
+            through = P @ W if len(Z) <= picked.numel() else turn @ (through - off @ (V @ W))
             Z = turn @ Z
     return Path(order.sort().values, order, gained, added=True)
 
