@@ -77,7 +77,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
         zoo()  # timm imports torchvision
         import timm
 
-        model = timm.create_model(name.removeprefix("timm:"))
+        model = timm.create_model(name.removeprefix("timm:"), num_classes=CLASSES)
         return model.eval(), torch.randn(1, *model.pretrained_cfg["input_size"])
     auxiliary = {"aux_logits": False, "init_weights": True} if name in {"googlenet", "inception_v3"} else {}
     model = zoo().get_model(name, weights=None, **auxiliary)

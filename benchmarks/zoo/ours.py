@@ -15,20 +15,19 @@ import measure
 from torch import Tensor, nn
 
 import coreprune as cp
-from coreprune.budget import KINDS
 from coreprune.errors import UnsupportedModelError
 
 RATIO = 0.5
 
 
 def cut(model: nn.Module, x: Tensor) -> nn.Module:
-    """Prune a copy; heads are left whole where a module's own code fixes their number, as the error then advises."""
+    """Prune a copy; what a module's own code fixes, as a number of heads, is left whole, as the error then advises."""
     try:
         return cp.prune(model, x, remove={"*": RATIO}).model
     except UnsupportedModelError as error:
-        if "pass ignore=" not in str(error):
+        if not error.ignore:
             raise
-        return cp.prune(model, x, remove={"*": RATIO}, kinds=[kind for kind in KINDS if kind != "heads"]).model
+        return cp.prune(model, x, remove={"*": RATIO}, ignore=error.ignore).model
 
 
 def describe(model: nn.Module, x: Tensor) -> dict[str, Any]:

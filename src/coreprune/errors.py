@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class CorepruneError(Exception):
     """Base class of every error that the user can mend. The command line prints it on one line and exits 2.
@@ -27,7 +29,21 @@ class InvalidInputError(CorepruneError):
 
 
 class UnsupportedModelError(CorepruneError):
-    """A network, or a part of it, whose structure coreprune cannot follow."""
+    """A network, or a part of it, whose structure coreprune cannot follow.
+
+    Attributes:
+        ignore: names of sites without which the same call was found to work, for its argument `ignore`; empty where
+            none were looked for or found.
+
+    Example:
+        >>> UnsupportedModelError("no", ignore=["blocks.0.conv"]).ignore
+        ('blocks.0.conv',)
+    """
+
+    def __init__(self, message: str, *, ignore: Iterable[str] = ()) -> None:
+        """What is said, and what to leave whole."""
+        super().__init__(message)
+        self.ignore = tuple(ignore)
 
 
 class CheckpointError(CorepruneError):

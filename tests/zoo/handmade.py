@@ -142,6 +142,11 @@ TABLE = (
         "a depthwise convolution shares its channels with the one before; the second makes two channels of each",
     ),
     _net(
+        "padded by name", chain((nn.Conv2d, 3, 8, 3, 1, "same"), (nn.BatchNorm2d, 8), (nn.ReLU,),
+        (nn.Conv2d, 8, 8, 3, 1, "same", 1, 8), (nn.BatchNorm2d, 8), (nn.ReLU,), (nn.Conv2d, 8, 3, 1)), _images(),
+        "padding='same' of a depthwise convolution, as in ConvMixer: another overload of the operator",
+    ),
+    _net(
         "resnext", chain((conv_bn, 3, 12, 1), (nn.ReLU,), (GROUPED, 12, 18), (nn.ReLU,), (nn.Conv2d, 18, 3, 1)),
         _images(), "three groups: whole groups, or equally many channels of each",
     ),

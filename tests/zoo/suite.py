@@ -32,8 +32,8 @@ from torch.utils import _pytree as pytree
 import coreprune as cp
 from coreprune import api
 from coreprune.errors import UnsupportedModelError
-from coreprune.model.capture import evaluating
 from coreprune.model.site import Inspection
+from coreprune.model.untouched import evaluating
 from coreprune.surgery.apply import ties
 from zoo import families, handmade, pytorch_nets
 

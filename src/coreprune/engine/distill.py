@@ -38,7 +38,8 @@ from coreprune.engine.local import Progress
 from coreprune.errors import CheckpointError, InvalidInputError
 from coreprune.io.checkpoint import read_tensors, write_tensors
 from coreprune.io.sidecar import read_json, write_json
-from coreprune.model.capture import Arguments, evaluating, first_line, leaves_of
+from coreprune.model.capture import Arguments, first_line, leaves_of
+from coreprune.model.untouched import evaluating
 from coreprune.priors.generated import writes
 
 __all__ = ["LOSSES", "Agreement", "State", "Supply", "Training", "agreement_of", "moved", "rate_at", "train"]

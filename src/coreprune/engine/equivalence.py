@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import Double, wide
@@ -24,11 +23,12 @@ from coreprune.engine.probes import crops, fits, synthesise
 from coreprune.engine.runner import run
 from coreprune.errors import CorepruneError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
-from coreprune.model.capture import Arguments, Captured, capture, evaluating, first_line
+from coreprune.model.capture import Arguments, Captured, capture, first_line
 from coreprune.model.groups import alike
 from coreprune.model.record import Shapes
 from coreprune.model.site import Inspection, Tap
 from coreprune.model.tensors import tensors_of
+from coreprune.model.untouched import evaluating, holding
 from coreprune.plan import Plan
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
@@ -56,12 +56,15 @@ def require(
     try:
         difference = check(dense_model, small_model, found, plan, tensors64)
     except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{error}{_advice(dense_model, found, plan, tolerance)}") from error
+        names, advice = _advice(dense_model, found, plan, tolerance)
+        raise UnsupportedModelError(f"{error}{advice}", ignore=names) from error
     if not difference <= tolerance:
+        names, advice = _advice(dense_model, found, plan, tolerance)
         raise UnsupportedModelError(
             f"the cut network and the dense network with its removed units replaced differ by {difference:.1e} of "
             f"the largest output, where {tolerance:.0e} is rounding: "
-            f"the cut is not what the plan says; nothing was changed{_advice(dense_model, found, plan, tolerance)}"
+            f"the cut is not what the plan says; nothing was changed{advice}",
+            ignore=names,
         )
     return difference
 
@@ -156,8 +159,8 @@ def _difference(
 # ---------------------------------------------------------------- whose fault it is
 
 
-def _advice(model: nn.Module, found: Inspection, plan: Plan, tolerance: float) -> str:
-    """What to leave whole, in words; empty where the cuts of the plan, carried out once more, are right."""
+def _advice(model: nn.Module, found: Inspection, plan: Plan, tolerance: float) -> tuple[list[str], str]:
+    """What to leave whole, by name and in words; nothing where the cuts, carried out once more, are right."""
     groups = alike(cut.site for cut in plan.cuts)
 
     def fails(part: Sequence[tuple[str, ...]]) -> bool:
@@ -166,15 +169,15 @@ def _advice(model: nn.Module, found: Inspection, plan: Plan, tolerance: float) -
 
     try:
         if not groups or not fails(groups):
-            return ""
+            return [], ""
         names = [name for group in _culprits(fails, groups) for name in group]
     except Exception:  # advice must not hide what it is about
-        return ""
+        return [], ""
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     those = f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:8])}{more} are"
     fixed = any(cut.site.kind == "heads" and cut.site.name in names for cut in plan.cuts)
     why = " (or, if the code fixes the number of heads, write view(batch, length, -1, size of a head) there)"
-    return f"; it works if {those} left whole: pass ignore={names}{why if fixed else ''}"
+    return names, f"; it works if {those} left whole: pass ignore={names}{why if fixed else ''}"
 
 
 def _culprits(fails: Callable[[Any], bool], groups: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -232,27 +235,17 @@ def _hook(pairs: Sequence[tuple[Tap, Coreset]], double: Double) -> Callable[[Tap
 def _replaced(model: nn.Module, tensors64: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with other tensors in its place, and with copies of its buffers, for as long as the context lasts."""
     own = tensors_of(model)
-    new = {id(own[name]): value for name, value in tensors64.items() if name in own}
-    saved: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for module in model.modules():
-            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for table in tables:
-                for leaf, old in table.items():
-                    if old is None:
-                        continue
-                    if id(old) not in new and table is module._buffers:
-                        new[id(old)] = old.clone()
-                    if id(old) in new:
-                        saved.append((table, leaf, old))
-                        table[leaf] = new[id(old)].to(old.device)
-            if isinstance(module, nn.RNNBase):  # it asks for parameters of the type of its input
-                saved.append((module.__dict__, "_flat_weights", module._flat_weights))
-                module.__dict__["_flat_weights"] = [wide(weight) for weight in module._flat_weights]
-        yield
-    finally:
-        for table, leaf, old in reversed(saved):
-            table[leaf] = old
+    new = {id(buffer): buffer.clone() for buffer in model.buffers()}
+    new |= {id(own[name]): value.to(own[name].device) for name, value in tensors64.items() if name in own}
+    recurrent = [(vars(module), module._flat_weights) for module in model.modules() if isinstance(module, nn.RNNBase)]
+    with holding(model, new):
+        try:
+            for held, weights in recurrent:  # it asks for parameters of the type of its input
+                held["_flat_weights"] = [wide(weight) for weight in weights]
+            yield
+        finally:
+            for held, weights in recurrent:
+                held["_flat_weights"] = weights
 
 
 def _live(module: nn.Module, arguments: Arguments) -> list[Any]:
@@ -288,8 +281,8 @@ def _runs(module: nn.Module, captured: Captured) -> bool:
     expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
     args, kwargs = _on_meta(captured.arguments)
     try:
-        with Shapes():
-            outputs = functional_call(module, _on_meta(tensors_of(module)), args, kwargs)
+        with Shapes(), holding(module, {id(t): _on_meta(t) for t in tensors_of(module).values()}):
+            outputs = module(*args, **kwargs)
     except Exception:  # a module raises whatever its code raises, and some need values
         return False
     shapes = [[tuple(v.shape) for v in each if _floating(v)] for each in (pytree.tree_leaves(outputs), expected)]

@@ -28,9 +28,10 @@ from torch import nn
 from coreprune.clock import Clock
 from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Coreset
-from coreprune.model.capture import Arguments, evaluating
+from coreprune.model.capture import Arguments
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
+from coreprune.model.untouched import evaluating
 from coreprune.plan import Cut
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow

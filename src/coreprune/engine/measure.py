@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 from coreprune.engine.verify import FEWEST, Verification, exceeded
 from coreprune.errors import InvalidInputError
 from coreprune.maths.certificate import Spread, relative_error
-from coreprune.model.capture import Arguments, evaluating, first_line, leaves_of
+from coreprune.model.capture import Arguments, first_line, leaves_of
+from coreprune.model.untouched import evaluating
 
 __all__ = ["measured"]
 

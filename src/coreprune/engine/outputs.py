@@ -31,7 +31,8 @@ from coreprune.engine.norms import normed
 from coreprune.engine.probes import batch_size, predicts, token_tables
 from coreprune.errors import InvalidInputError
 from coreprune.maths.certificate import Spread
-from coreprune.model.capture import Arguments, Captured, evaluating, first_line, leaves_of, rows_of
+from coreprune.model.capture import Arguments, Captured, first_line, leaves_of, rows_of
+from coreprune.model.untouched import evaluating
 from coreprune.priors.data import Data
 from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import evaluating
+from coreprune.model.untouched import evaluating
 
 __all__ = ["perplexity"]
 

@@ -20,7 +20,7 @@ from coreprune.model.site import Tap
 
 __all__ = ["Hook", "Part", "Steps", "part_between", "run"]
 
-_GROUPED = {f"aten.conv{axes}d.default" for axes in (1, 2, 3)}
+_GROUPED = {f"aten.conv{axes}d.{kind}" for axes in (1, 2, 3) for kind in ("default", "padding")}
 #: gets a tap and what its node gets, and returns what the node is to get instead, if anything
 Hook = Callable[[Tap, Tensor], Tensor | None]
 

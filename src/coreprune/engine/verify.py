@@ -22,9 +22,9 @@ from coreprune.maths.domain import Ball, Box, OneLayer
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Pair, difference_energy
 from coreprune.maths.worst_case import WorstCase, worst_case
-from coreprune.model.capture import evaluating
 from coreprune.model.site import Inspection, Site
 from coreprune.model.text import digits
+from coreprune.model.untouched import evaluating
 from coreprune.priors.gaussian import Gaussian, Propagation
 
 __all__ = ["FEWEST", "SiteCertificate", "Verification", "certify", "exceeded"]

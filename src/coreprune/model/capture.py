@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.model.quiet import quiet
 from coreprune.model.record import recorded
+from coreprune.model.untouched import evaluating, untouched
 
 __all__ = [
     "Arguments",
@@ -22,7 +23,6 @@ __all__ = [
     "arguments",
     "capture",
     "described",
-    "evaluating",
     "first_line",
     "graded",
     "leaves_of",
@@ -84,22 +84,6 @@ def graded(function: Callable[P, T]) -> Callable[P, T]:
     return torch.inference_mode(False)(torch.enable_grad()(function))
 
 
-class evaluating:  # noqa: N801
-    """Context in which models are in eval mode; afterwards every module is as it was."""
-
-    def __init__(self, *models: nn.Module) -> None:
-        """The models to put into eval mode."""
-        self._modes = [(module, module.training) for model in models for module in model.modules()]
-
-    def __enter__(self) -> None:
-        for module, _ in self._modes:
-            module.training = False
-
-    def __exit__(self, *exc: object) -> None:
-        for module, training in self._modes:
-            module.training = training
-
-
 def capture(model: nn.Module, example_inputs: Any, *, path: str = "", quick: bool = True) -> Captured:
     """Capture a forward pass: see `coreprune.model.record`, and with torch.export what that cannot do.
 
@@ -121,7 +105,8 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "", quick: boo
     prefix = f"{path}." if path else ""
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        known = recorded(model, args, kwargs) if quick else None
+        with untouched(model):
+            known = recorded(model, args, kwargs) if quick else None
         if known is not None:
             graph, states, inputs = known
             return Captured(path, graph, {k: prefix + name for k, name in states.items()}, {}, inputs, (args, kwargs))

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.errors import InvalidInputError, UnsupportedModelError
-from coreprune.model.capture import Captured, arguments, capture, evaluating, first_line
+from coreprune.model.capture import Captured, arguments, capture, first_line
 from coreprune.model.census import Found, find
 from coreprune.model.site import Inspection, Refusal
 from coreprune.model.tensors import tensors_of
+from coreprune.model.untouched import evaluating
 
 __all__ = ["CAPTURES", "discover_network", "plain_module"]
 

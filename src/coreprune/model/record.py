@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from coreprune.model.tensors import tensors_of
+from coreprune.model.untouched import holding
 
 __all__ = ["Shapes", "recorded"]
 
@@ -193,10 +193,8 @@ def recorded(
     recorder.weights = set(states)
     call = given[: len(args)], dict(zip(kwargs, given[len(args) :], strict=True))
     try:
-        with _unchanged(model), recorder:
-            outputs = functional_call(
-                model, {name: metas[id(t)] for name, t in own.items()}, tuple(call[0]), call[1], tie_weights=False
-            )
+        with _unchanged(model), holding(model, metas), recorder:
+            outputs = model(*call[0], **call[1])
         graph.output(tuple(recorder.node(value) for value in pytree.tree_leaves(outputs)))
         return fx.GraphModule(nn.Module(), graph), states, tuple(node.name for node in inputs)
     except Exception:  # whatever the code raises: the exporter says what is wrong

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.maths.activation import Activation, activation
 from coreprune.model.activations import of_function, of_module
-from coreprune.model.capture import evaluating, first_line
+from coreprune.model.capture import first_line
 from coreprune.model.site import Inspection, Location, Reader, Refusal, Site
 from coreprune.model.tensors import tensors_of
+from coreprune.model.untouched import evaluating, holding, untouched
 
 __all__ = ["discover"]
 
@@ -106,7 +106,8 @@ def _mixing(model: nn.Module) -> list[str]:
 def _chain(model: nn.Module) -> list[fx.Node]:
     """The nodes of the forward pass, which must follow each other one by one."""
     try:
-        graph = fx.symbolic_trace(model).graph
+        with untouched(model):
+            graph = fx.symbolic_trace(model).graph
     except Exception as error:
         raise UnsupportedModelError(
             f"the forward pass of {type(model).__name__} cannot be traced ({first_line(error)}): "
@@ -218,7 +219,8 @@ def _runs_on_shapes(model: nn.Module, x: Tensor) -> bool:
     if any(p.dtype != x.dtype for p in model.parameters()):
         return False
     try:
-        functional_call(model, {name: t.to("meta") for name, t in tensors_of(model).items()}, (x.to("meta"),))
+        with holding(model, {id(t): t.to("meta") for t in tensors_of(model).values()}):
+            model(x.to("meta"))
     except Exception:  # it raises whatever its code raises, and some needs values
         return False
     return True

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import arguments, evaluating, first_line, rows_of
+from coreprune.model.capture import arguments, first_line, rows_of
+from coreprune.model.untouched import evaluating
 from coreprune.report.generation import Generation, generation
 from coreprune.report.runtimes import Runtime, check_runtimes, runtimes
 from coreprune.report.turns import Latency, timed

@@ -181,7 +181,9 @@ _HEADS: dict[str, Rule] = {
         ("num_heads", "n_heads", "num_attention_heads", "n_head", "nhead", "heads", "n_local_heads"), _count
     ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv", "kv_heads"), _count),
-    **dict.fromkeys(("all_head_size", "split_size", "inner_dim", "attn_dim", "attention_dim"), _width),
+    **dict.fromkeys(
+        ("all_head_size", "split_size", "inner_dim", "attn_dim", "attention_dim", "val_attn_dim", "dh"), _width
+    ),
 }
 #: and of modules around any other site
 _WIDTHS: dict[str, Rule] = {

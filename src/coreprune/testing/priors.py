@@ -20,9 +20,10 @@ import coreprune
 from coreprune.engine.inputs import Prior, inputs, prior_of, settled
 from coreprune.engine.inputs import check_prior as accepted
 from coreprune.errors import CorepruneError, InvalidInputError
-from coreprune.model.capture import Arguments, Captured, evaluating, first_line, leaves_of
+from coreprune.model.capture import Arguments, Captured, first_line, leaves_of
 from coreprune.model.network import discover_network
 from coreprune.model.tensors import tensors_of
+from coreprune.model.untouched import evaluating
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 from coreprune.priors.text import Text

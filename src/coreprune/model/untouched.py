@@ -1,0 +1,102 @@
+"""Run a model's own code, and leave its modules as they were."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["evaluating", "holding", "untouched"]
+
+#: what nn.Module itself keeps books of
+_BOOKS = frozenset(vars(nn.Module())) - {"training"}
+
+
+class untouched:  # noqa: N801
+    """Context after which every module has the attributes that it had, and its containers hold what they held.
+
+    A module may lay by for its next call what it has computed from its tensors, as biases that are gathered once in
+    eval mode. In here these tensors may be of another precision, on no device, or stand for a graph's nodes.
+    Parameters, buffers, submodules and hooks are not looked after: see `holding`.
+
+    Example:
+        >>> import torch
+        >>> class Gathered(nn.Linear):
+        ...     def forward(self, x):
+        ...         self.last = self.weight[0]
+        ...         return x @ self.last
+        >>> model = Gathered(3, 2)
+        >>> with untouched(model):
+        ...     shape = model(torch.ones(4, 3)).shape
+        >>> shape, hasattr(model, "last")
+        (torch.Size([4]), False)
+    """
+
+    def __init__(self, *models: nn.Module) -> None:
+        """The models that are to be as they are now."""
+        self._before = [(module, _attributes(module)) for model in models for module in model.modules()]
+
+    def __enter__(self) -> None:
+        """Nothing is to be done yet."""
+
+    def __exit__(self, *exc: object) -> None:
+        for module, before in self._before:
+            own = vars(module)
+            for name in own.keys() - before.keys() - _BOOKS:
+                del own[name]
+            for name, (value, content) in before.items():
+                own[name] = value
+                if content is not None:
+                    value.clear()
+                    (value.extend if isinstance(value, list) else value.update)(content)
+
+
+class evaluating(untouched):  # noqa: N801
+    """The same, with the models in eval mode."""
+
+    def __enter__(self) -> None:
+        for module, _ in self._before:
+            module.training = False
+
+
+@contextmanager
+def holding(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Context in which a model's modules hold other parameters and buffers; afterwards those that they had, no others.
+
+    `torch.func.functional_call` goes by names, and leaves a module that has two of them with the others for good.
+
+    Args:
+        model: in any mode.
+        tensors: what is held in the place of a tensor, by the id of that; the rest stays.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(3, 2)
+        >>> with holding(model, {id(model.bias): torch.ones(2)}):
+        ...     model(torch.zeros(1, 3)).tolist()
+        [[1.0, 1.0]]
+    """
+    tables: list[dict[str, Any]] = [
+        table for module in model.modules() for table in (module._parameters, module._buffers)
+    ]
+    before = [dict(table) for table in tables]
+    try:
+        for table in tables:
+            table.update({name: tensors[id(old)] for name, old in table.items() if id(old) in tensors})
+        yield
+    finally:
+        for table, entries in zip(tables, before, strict=True):
+            table.clear()
+            table.update(entries)
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """A module's own attributes, with what is in those that are containers."""
+    return {
+        name: (value, value.copy() if type(value) in {dict, list, set, OrderedDict} else None)
+        for name, value in vars(module).items()
+        if name not in _BOOKS
+    }
