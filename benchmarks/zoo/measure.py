@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CLASSES", "LIMIT", "THREADS", "line", "main", "models", "run", "save"]
+__all__ = ["CLASSES", "LARGEST", "LIMIT", "THREADS", "families", "line", "main", "models", "run", "save"]
 
 Cut = Callable[[nn.Module, Tensor], nn.Module]
 Describe = Callable[[nn.Module, Tensor], dict[str, Any]]
@@ -45,6 +45,8 @@ Describe = Callable[[nn.Module, Tensor], dict[str, Any]]
 THREADS = 2
 LIMIT = 120
 CLASSES = 1000
+#: parameters of the largest of timm's networks that are cut
+LARGEST = 45_000_000
 _GRACE = 240  # seconds for imports and building, on top of the limit
 
 
@@ -68,6 +70,25 @@ def zoo() -> Any:
 def models() -> list[str]:
     """Names of all classification networks of torchvision."""
     return sorted(zoo().list_models(module=zoo()))
+
+
+def families() -> list[str]:
+    """One network of every family of timm, the smallest, from small to large and up to LARGEST parameters.
+
+    A family is a module of `timm.models`. To know their sizes every network of timm is built, without weights.
+    """
+    zoo()  # timm imports torchvision
+    import timm
+    from timm.models import model_entrypoint
+
+    smallest: dict[str, tuple[int, str]] = {}
+    for name in timm.list_models():
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            size = parameters(timm.create_model(name))
+        family = model_entrypoint(name).__module__
+        smallest[family] = min(smallest.get(family, (size, name)), (size, name))
+    return [f"timm:{name}" for size, name in sorted(smallest.values()) if size <= LARGEST]
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -218,7 +239,9 @@ def save(name: str, packages: list[str], body: dict[str, Any]) -> None:
 
 def main(tool: str, package: str, script: str, cut: Cut, describe: Describe | None = None) -> None:
     """The command line of a tool: every network, or those named, one after the other."""
-    parser = argparse.ArgumentParser(description=f"{tool} on torchvision's classification networks, random weights")
+    parser = argparse.ArgumentParser(
+        description=f"{tool} on classification networks with random weights, torchvision's all"
+    )
     parser.add_argument("models", nargs="*", help="only these, without writing a record")
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds for one network (default: %(default)s)")
     parser.add_argument(
@@ -227,6 +250,7 @@ def main(tool: str, package: str, script: str, cut: Cut, describe: Describe | No
     parser.add_argument(
         "--missing", action="store_true", help="go on: only networks that the record has no row of, or one that failed"
     )
+    parser.add_argument("--timm", action="store_true", help="one network of every family of timm in their place")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -235,12 +259,14 @@ def main(tool: str, package: str, script: str, cut: Cut, describe: Describe | No
         return
     torch.set_num_threads(args.threads)  # only for the record, which says it
     settings = {"limit": args.limit, "threads": args.threads}
-    known = {row["model"]: row for row in recorded(f"zoo-{tool}") if row["status"] == "ok"} if args.missing else {}
-    for name in [name for name in args.models or models() if name not in known]:
+    record, libraries = (f"zoo-{tool}-timm", ["timm"]) if args.timm else (f"zoo-{tool}", ["torchvision"])
+    known = {row["model"]: row for row in recorded(record) if row["status"] == "ok"} if args.missing else {}
+    every = args.models or (families() if args.timm else models())
+    for name in [name for name in every if name not in known]:
         known[name] = run(Path(script), name, args.limit, args.threads) | settings
         print(f"{name}: {line(known[name])}", flush=True)
         if not args.models:
-            rows = [known[one] for one in sorted(known)]
-            save(f"zoo-{tool}", [package, "torchvision"], {**settings, "rows": rows})
+            rows = [known[one] for one in (every if args.timm else sorted(known)) if one in known]
+            save(record, [package, *libraries], {**settings, "rows": rows})
     counts = Counter(row["status"] for row in known.values())
     print(f"{tool}: " + ", ".join(f"{count} {status}" for status, count in counts.most_common()))

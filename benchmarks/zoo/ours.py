@@ -1,9 +1,9 @@
-"""coreprune on torchvision's classification networks: half of the units of every site, without data.
+"""coreprune on torchvision's classification networks, or timm's: half of the units of every site, without data.
 
-    python benchmarks/zoo/ours.py [MODEL …] [--limit 120] [--missing]
+    python benchmarks/zoo/ours.py [MODEL …] [--timm] [--limit 120] [--missing]
 
 `prune` raises unless the smaller network equals the original with its removed units replaced as planned: a row whose
-status is "ok" has passed that check too; its time is in the seconds. Writes zoo-coreprune.json.
+status is "ok" has passed that check too; its time is in the seconds. Writes zoo-coreprune.json, or zoo-coreprune-timm.json.
 """
 
 from __future__ import annotations
