@@ -16,7 +16,7 @@ help:
 	@echo "make bench-paper  the seed paper's experiments and past them: docs/paper.md (hours; goes on where it was stopped)"
 	@echo "make families  every model family and small network of the tests, cut in half: the table"
 	@echo "make mutations  deliberate faults in the functions that all else is trusted on: docs/mutations.md"
-	@echo "make test-zoo  torchvision's classification networks beside Torch-Pruning: docs/scoreboard.md (hours)"
+	@echo "make test-zoo  torchvision's and timm's networks, beside Torch-Pruning: docs/scoreboard.md (hours)"
 
 # one stamp per set of extras: made again only when the requirements change
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -66,6 +66,7 @@ $(ZOO)/.made: benchmarks/zoo/requirements.txt pyproject.toml constraints.txt
 
 test-zoo: $(ZOO)/.made
 	$(ZOO)/bin/python benchmarks/zoo/ours.py
+	$(ZOO)/bin/python benchmarks/zoo/ours.py --timm
 	$(ZOO)/bin/python benchmarks/zoo/rival.py
 	$(ZOO)/bin/python benchmarks/zoo/speed.py
 	$(ZOO)/bin/python benchmarks/zoo/scoreboard.py --strict

@@ -12,8 +12,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from measure import LARGEST
+
 RESULTS = Path(__file__).parents[1] / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "scoreboard.md"
+
+HEAD = ["network", "sites", "refused (most frequent reason)", "removed", "seconds", "equal"]
 
 INTRODUCTION = """\
 # Scoreboard
@@ -23,8 +27,8 @@ Every classification network of torchvision, with random weights, cut once by co
 
 - **coreprune** removes half of the units of every *site*, without data. What it cannot cut it refuses, with a reason.
   The smaller network must equal the original with the removed units replaced as the plan says, or `prune` raises:
-  that is the column *equal*. Attention heads are left whole where a module's own code fixes their number (Swin, MaxViT):
-  the first error says so, and what to ignore; the seconds then are of both calls.
+  that is the column *equal*. Sites are left whole where a module's own code fixes a number of them, as of heads (Swin,
+  MaxViT) or of what it splits: the first error says so, and what to ignore; the seconds then are of both calls.
 - **Torch-Pruning** removes half of all channels by the L2 norm of each group, with the settings of its README and its
   own script for torchvision. It promises a network that runs, and *ok* says that the result maps the example to 1,000
   finite numbers.
@@ -119,6 +123,26 @@ def speed() -> str:
     )
 
 
+def ours(row: Mapping[str, Any]) -> list[str]:
+    """What is said of coreprune's cut of one network."""
+    sites = str(row.get("sites", "–"))
+    return [row["model"].removeprefix("timm:"), sites, refused(row), removed(row), seconds(row), verdict(row)]
+
+
+def timm() -> str:
+    """The section of timm's families, nothing where they were not run."""
+    if not (RESULTS / "zoo-coreprune-timm.json").exists():
+        return ""
+    record = read("zoo-coreprune-timm")
+    return (
+        "\n## Families of timm\n\n"
+        f"The smallest network of every module of timm, up to {LARGEST // 10**6} million parameters, as above.\n"
+        f"`python benchmarks/zoo/ours.py --timm`: {tally(record['rows'])}; {conditions(record)}.\n"
+        f"A call that took longer than {limits(record)} s was ended, at a load of {loads(record)} on two cores.\n\n"
+        f"{table(HEAD, map(ours, record['rows']))}\n"
+    )
+
+
 def limits(record: Mapping[str, Any]) -> str:
     """After how long calls were ended."""
     return " or ".join(str(one) for one in sorted({row.get("limit", record["limit"]) for row in record["rows"]}))
@@ -132,24 +156,21 @@ def loads(record: Mapping[str, Any]) -> str:
 
 def page() -> str:
     """Both records, joined."""
-    ours, theirs = read("zoo-coreprune"), read("zoo-torch-pruning")
+    mine, theirs = read("zoo-coreprune"), read("zoo-torch-pruning")
     rivals = {row["model"]: row for row in theirs["rows"]}
-    head = ["network", "sites", "refused (most frequent reason)", "removed", "seconds", "equal"]
-    head += ["Torch-Pruning: removed", "seconds", "ok"]
+    head = [*HEAD, "Torch-Pruning: removed", "seconds", "ok"]
     rows = []
-    for row in ours["rows"]:
+    for row in mine["rows"]:
         rival = rivals.get(row["model"], {"status": "not run"})
-        sites = str(row.get("sites", "–"))
-        rows.append([row["model"], sites, refused(row), removed(row), seconds(row), verdict(row)])
-        rows[-1] += [removed(rival), seconds(rival), verdict(rival)]
+        rows.append([*ours(row), removed(rival), seconds(rival), verdict(rival)])
     return (
         f"{INTRODUCTION}{speed()}\n## All networks\n\n"
-        f"- coreprune: {tally(ours['rows'])}; {conditions(ours)}.\n"
+        f"- coreprune: {tally(mine['rows'])}; {conditions(mine)}.\n"
         f"- Torch-Pruning: {tally(theirs['rows'])}; {conditions(theirs)}.\n\n"
-        f"A call that took longer than {limits(ours)} s (coreprune) or {limits(theirs)} s (Torch-Pruning) was ended; *killed* are calls that\n"
+        f"A call that took longer than {limits(mine)} s (coreprune) or {limits(theirs)} s (Torch-Pruning) was ended; *killed* are calls that\n"
         f"had taken all the machine's memory. Other work shared the\n"
-        f"machine, at a load of {loads(ours)} (coreprune) and {loads(theirs)} (Torch-Pruning) on two cores, so that these seconds say no more than\n"
-        f"the order: speed is what the table above is for.\n\n{table(head, rows)}\n"
+        f"machine, at a load of {loads(mine)} (coreprune) and {loads(theirs)} (Torch-Pruning) on two cores, so that these seconds say no more than\n"
+        f"the order: speed is what the table above is for.\n\n{table(head, rows)}\n{timm()}"
     )
 
 
@@ -158,10 +179,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strict", action="store_true", help="fail if coreprune did not cut every network")
     args = parser.parse_args()
-    ours, theirs = read("zoo-coreprune"), read("zoo-torch-pruning")
+    mine, theirs = read("zoo-coreprune"), read("zoo-torch-pruning")
     PAGE.write_text(page())
-    print(f"coreprune: {tally(ours['rows'])}\nTorch-Pruning: {tally(theirs['rows'])}\n{PAGE.name} written")
-    left = [row["model"] for row in ours["rows"] if row["status"] != "ok"]
+    print(f"coreprune: {tally(mine['rows'])}\nTorch-Pruning: {tally(theirs['rows'])}\n{PAGE.name} written")
+    left = [row["model"] for row in mine["rows"] if row["status"] != "ok"]
     if args.strict and left:
         raise SystemExit(f"not cut: {', '.join(left)}")
 
