@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 
 class CorepruneError(Exception):
     """Base class of every error that the user can mend. The command line prints it on one line and exits 2.
@@ -40,7 +38,7 @@ class UnsupportedModelError(CorepruneError):
         ('blocks.0.conv',)
     """
 
-    def __init__(self, message: str, *, ignore: Iterable[str] = ()) -> None:
+    def __init__(self, message: str, *, ignore: list[str] | tuple[str, ...] = ()) -> None:
         """What is said, and what to leave whole."""
         super().__init__(message)
         self.ignore = tuple(ignore)

@@ -32,6 +32,7 @@ from coreprune.model.discover import discover
 from coreprune.model.groups import matching
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import marks_of, tensors_of
+from coreprune.model.untouched import drawing
 from coreprune.plan import Cut, Made, Plan
 from coreprune.priors.data import Data
 from coreprune.priors.filled import MaskFilled
@@ -69,6 +70,12 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     kinds = None if wish.kinds is None else _words(wish.kinds)
     wish = replace(wish, remove=fractions_of(wish.remove), ignore=_words(wish.ignore), kinds=kinds)
     check(wish)
+    with drawing(wish.seed, model.parameters()):
+        return _decided(model, found, example_inputs, wish)
+
+
+def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> Decision:
+    """The same of a wish that was checked."""
     method = method_named(wish.method)
     check_sites(model, found)
     check_measured(found, wish)

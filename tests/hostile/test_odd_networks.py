@@ -129,6 +129,26 @@ class Numbered(nn.Module):
         return x
 
 
+class Masking(nn.Module):
+    """Leaves half of a sequence out, by lot, in eval mode too, as masked autoencoders do."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(12, 24), nn.Linear(24, 12)
+
+    def forward(self, x):
+        noise = torch.rand(x.shape[:2], device=x.device)
+        kept = noise.argsort(1)[:, : x.shape[1] // 2, None].expand(-1, -1, x.shape[2])
+        return self.narrow(self.wide(x.gather(1, kept)).relu()), noise
+
+
+def test_what_the_code_draws_itself_is_drawn_alike_on_both_sides():
+    model, x = lively(Masking()), torch.randn(2, 8, 12)
+    state = torch.get_rng_state()
+    assert cut(model, (x,)).plan.kept == {"wide": 12}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_numbers_in_the_code_are_found_out_and_the_site_is_named():
     model, given = lively(Numbered()), (torch.randn(2, 7, 12),)
     before = suite.values(model)

@@ -104,6 +104,25 @@ def test_containers_and_attributes_come_back_where_the_code_raises():
     assert not hasattr(model, "more")
 
 
+class Listening(nn.Linear):
+    """Registers a hook once, and notes that it has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "listens"):
+            self.register_forward_hook(lambda module, given, result: result + 1)
+            self.listens = True
+        return super().forward(x)
+
+
+def test_a_hook_goes_with_the_note_of_it():
+    model, x = Listening(2, 2), torch.zeros(1, 2)
+    for _ in range(3):
+        with untouched(model):
+            model(x)
+    model(x)
+    assert torch.equal(model(x), model.bias[None] + 1)
+
+
 def test_what_is_no_attribute_stays_as_the_code_left_it():
     model = nn.Linear(2, 2)
     with untouched(model):

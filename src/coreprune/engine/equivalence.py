@@ -28,7 +28,7 @@ from coreprune.model.groups import alike
 from coreprune.model.record import Shapes
 from coreprune.model.site import Inspection, Tap
 from coreprune.model.tensors import tensors_of
-from coreprune.model.untouched import evaluating, holding
+from coreprune.model.untouched import drawing, evaluating, holding
 from coreprune.plan import Plan
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
@@ -117,7 +117,7 @@ def _difference(
     """The comparison of one graph: see `check`."""
 
     def masked(arguments: Arguments) -> list[Any]:
-        with Double() as double:
+        with drawing(SEED, dense.values()), Double() as double:
             return run(captured, dense, arguments, taps=[tap for tap, _ in pairs], hook=_hook(pairs, double))
 
     module = small_model.get_submodule(captured.path)
@@ -146,7 +146,7 @@ def _difference(
     own = _arguments(captured, None, dense, integers=failure is None)
     try:
         again = capture(module, own, path=captured.path)
-        with _replaced(small_model, tensors64), Double():
+        with _replaced(small_model, tensors64), drawing(SEED, dense.values()), Double():
             small = run(again, tensors_of(small_model), _copied(own))
     except Exception as error:
         if failure is None:
@@ -250,7 +250,7 @@ def _replaced(model: nn.Module, tensors64: Mapping[str, Tensor]) -> Iterator[Non
 
 def _live(module: nn.Module, arguments: Arguments) -> list[Any]:
     args, kwargs = _copied(arguments)
-    with Double():
+    with drawing(SEED, module.parameters()), Double():
         return pytree.tree_leaves(module(*args, **kwargs))
 
 
@@ -270,7 +270,8 @@ def _arguments(
     if not integers:
         drawn, spec = pytree.tree_flatten(chosen)
         pairs = zip(drawn, leaves, strict=True)
-        chosen = pytree.tree_unflatten([a if _floating(a) or b.is_meta else b for a, b in pairs], spec)
+        given = [b if isinstance(b, Tensor) and not _floating(a) and not b.is_meta else a for a, b in pairs]
+        chosen = pytree.tree_unflatten(given, spec)
     result: Arguments = pytree.tree_map(lambda a: a.to(device) if isinstance(a, Tensor) else a, chosen)
     return result
 

@@ -13,7 +13,7 @@ from coreprune.engine.verify import FEWEST, Verification, exceeded
 from coreprune.errors import InvalidInputError
 from coreprune.maths.certificate import Spread, relative_error
 from coreprune.model.capture import Arguments, first_line, leaves_of
-from coreprune.model.untouched import evaluating
+from coreprune.model.untouched import drawing, evaluating
 
 __all__ = ["measured"]
 
@@ -76,7 +76,8 @@ def measured(
 def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """All floating outputs of a call, (inputs, …) flattened side by side."""
     try:
-        leaves = leaves_of(model(*args, **kwargs))
+        with drawing(0, model.parameters()):  # what the code draws itself is drawn alike by both
+            leaves = leaves_of(model(*args, **kwargs))
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"the inputs do not fit the network ({first_line(error)}): give one batch as the network takes "

@@ -32,7 +32,7 @@ from coreprune.engine.probes import batch_size, predicts, token_tables
 from coreprune.errors import InvalidInputError
 from coreprune.maths.certificate import Spread
 from coreprune.model.capture import Arguments, Captured, first_line, leaves_of, rows_of
-from coreprune.model.untouched import evaluating
+from coreprune.model.untouched import drawing, evaluating
 from coreprune.priors.data import Data
 from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian
@@ -187,7 +187,8 @@ class _Sums:
 def _first(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The first floating output of a call."""
     try:
-        leaves = leaves_of(model(*args, **kwargs))
+        with drawing(0, model.parameters()):  # what the code draws itself is drawn alike by both
+            leaves = leaves_of(model(*args, **kwargs))
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"the network cannot be run on the inputs to measure on ({first_line(error)})"

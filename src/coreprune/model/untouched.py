@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "holding", "untouched"]
+__all__ = ["drawing", "evaluating", "holding", "untouched"]
 
-#: what nn.Module itself keeps books of
-_BOOKS = frozenset(vars(nn.Module())) - {"training"}
+#: what `holding` looks after
+_TENSORS = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 
 
 class untouched:  # noqa: N801
     """Context after which every module has the attributes that it had, and its containers hold what they held.
 
     A module may lay by for its next call what it has computed from its tensors, as biases that are gathered once in
-    eval mode. In here these tensors may be of another precision, on no device, or stand for a graph's nodes.
-    Parameters, buffers, submodules and hooks are not looked after: see `holding`.
+    eval mode, and in here these tensors may be of another precision, on no device, or stand for a graph's nodes. It may
+    as well note that it has registered hooks: these go with the note. Parameters, buffers and submodules are not
+    looked after: see `holding`.
 
     Example:
-        >>> import torch
         >>> class Gathered(nn.Linear):
         ...     def forward(self, x):
         ...         self.last = self.weight[0]
@@ -45,7 +46,7 @@ class untouched:  # noqa: N801
     def __exit__(self, *exc: object) -> None:
         for module, before in self._before:
             own = vars(module)
-            for name in own.keys() - before.keys() - _BOOKS:
+            for name in own.keys() - before.keys() - _TENSORS:
                 del own[name]
             for name, (value, content) in before.items():
                 own[name] = value
@@ -73,7 +74,6 @@ def holding(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
         tensors: what is held in the place of a tensor, by the id of that; the rest stays.
 
     Example:
-        >>> import torch
         >>> model = nn.Linear(3, 2)
         >>> with holding(model, {id(model.bias): torch.ones(2)}):
         ...     model(torch.zeros(1, 3)).tolist()
@@ -93,10 +93,31 @@ def holding(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
             table.update(entries)
 
 
+@contextmanager
+def drawing(seed: int, tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Context in which a model's own code draws by the seed; afterwards PyTorch's generators are as they were.
+
+    Args:
+        seed: any whole number. tensors: of the model, whose devices draw.
+
+    Example:
+        >>> with drawing(3, []):
+        ...     first = torch.rand(2)
+        >>> with drawing(3, []):
+        ...     print(torch.equal(torch.rand(2), first))
+        True
+    """
+    devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[at] for at in devices)):
+            generator.manual_seed(seed % 2**63)
+        yield
+
+
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
     """A module's own attributes, with what is in those that are containers."""
     return {
         name: (value, value.copy() if type(value) in {dict, list, set, OrderedDict} else None)
         for name, value in vars(module).items()
-        if name not in _BOOKS
+        if name not in _TENSORS
     }

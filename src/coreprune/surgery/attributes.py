@@ -178,7 +178,8 @@ def _loose(value: int, a: _Around) -> int | None:
 #: attributes of modules around a site of heads
 _HEADS: dict[str, Rule] = {
     **dict.fromkeys(
-        ("num_heads", "n_heads", "num_attention_heads", "n_head", "nhead", "heads", "n_local_heads"), _count
+        ("num_heads", "n_heads", "num_attention_heads", "num_attn_heads", "n_head", "nhead", "heads", "n_local_heads"),
+        _count,
     ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv", "kv_heads"), _count),
     **dict.fromkeys(
