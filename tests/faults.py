@@ -423,6 +423,23 @@ FAULTS = [
         torch.kron(mix, torch.eye(each, dtype=mix.dtype, device=mix.device))
         torch.kron(torch.eye(each, dtype=mix.dtype, device=mix.device), mix)
         """),
+    *_of("model/untouched.py", "tests/model/test_untouched.py", rows="""
+        untouched.__exit__ | what the code laid by stays
+        del own[name]
+        pass
+        untouched.__exit__ | containers keep what was put in
+        value.clear()
+        pass
+        _attributes | hooks are left as they are
+        if name not in _TENSORS
+        if name not in _TENSORS and "hooks" not in name
+        holding | tensors that are held stay where two names lead to them
+        table.update(entries)
+        pass
+        drawing | what the code draws does not follow the seed
+        seed % 2**63
+        torch.seed()
+        """),
     *_of("engine/equivalence.py", *EQUIVALENCE, rows="""
         require | a thousandth is taken for rounding
         if not difference <= tolerance
@@ -430,9 +447,6 @@ FAULTS = [
         check | only the last graph counts
         worst = max(worst, _difference(dense, small_model, captured, pairs, tensors64))
         worst = _difference(dense, small_model, captured, pairs, tensors64)
-        _replaced | a recurrent module keeps the tensors of the check
-        held["_flat_weights"] = weights
-        pass
         _distance | the last output decides
         worst = max(worst, gap / (size or 1.0))
         worst = gap / (size or 1.0)

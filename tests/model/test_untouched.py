@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import coreprune as cp
 from coreprune.model.tensors import tensors_of
-from coreprune.model.untouched import evaluating, holding, untouched
+from coreprune.model.untouched import drawing, evaluating, holding, untouched
 
 
 class Biased(nn.Module):
@@ -174,3 +174,15 @@ def test_held_tensors_go_and_new_ones_with_them():
     after = tensors_of(model)
     assert after.keys() == before.keys()
     assert all(after[name] is value for name, value in before.items())
+
+
+@pytest.mark.parametrize("seed", [0, -3, 2**70])
+def test_what_is_drawn_follows_the_seed_and_the_generator_is_as_it_was(seed):
+    state = torch.get_rng_state()
+    drawn = []
+    for one in (seed, seed, seed + 1):
+        with drawing(one, []):
+            drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(torch.get_rng_state(), state)

@@ -28,7 +28,7 @@ from coreprune.model.groups import alike
 from coreprune.model.record import Shapes
 from coreprune.model.site import Inspection, Tap
 from coreprune.model.tensors import tensors_of
-from coreprune.model.untouched import drawing, evaluating, holding
+from coreprune.model.untouched import drawing, evaluating, holding, untouched
 from coreprune.plan import Plan
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
@@ -237,15 +237,11 @@ def _replaced(model: nn.Module, tensors64: Mapping[str, Tensor]) -> Iterator[Non
     own = tensors_of(model)
     new = {id(buffer): buffer.clone() for buffer in model.buffers()}
     new |= {id(own[name]): value.to(own[name].device) for name, value in tensors64.items() if name in own}
-    recurrent = [(vars(module), module._flat_weights) for module in model.modules() if isinstance(module, nn.RNNBase)]
-    with holding(model, new):
-        try:
-            for held, weights in recurrent:  # it asks for parameters of the type of its input
-                held["_flat_weights"] = [wide(weight) for weight in weights]
-            yield
-        finally:
-            for held, weights in recurrent:
-                held["_flat_weights"] = weights
+    with holding(model, new), untouched(model):
+        for module in model.modules():
+            if isinstance(module, nn.RNNBase):  # it asks for parameters of the type of its input
+                vars(module)["_flat_weights"] = [wide(weight) for weight in module._flat_weights]
+        yield
 
 
 def _live(module: nn.Module, arguments: Arguments) -> list[Any]:
