@@ -259,14 +259,13 @@ def main(tool: str, package: str, script: str, cut: Cut, describe: Describe | No
         return
     torch.set_num_threads(args.threads)  # only for the record, which says it
     settings = {"limit": args.limit, "threads": args.threads}
-    record, libraries = (f"zoo-{tool}-timm", ["timm"]) if args.timm else (f"zoo-{tool}", ["torchvision"])
+    record, library = (f"zoo-{tool}-timm", "timm") if args.timm else (f"zoo-{tool}", "torchvision")
     known = {row["model"]: row for row in recorded(record) if row["status"] == "ok"} if args.missing else {}
     every = args.models or (families() if args.timm else models())
     for name in [name for name in every if name not in known]:
         known[name] = run(Path(script), name, args.limit, args.threads) | settings
         print(f"{name}: {line(known[name])}", flush=True)
         if not args.models:
-            rows = [known[one] for one in (every if args.timm else sorted(known)) if one in known]
-            save(record, [package, *libraries], {**settings, "rows": rows})
+            save(record, [package, library], {**settings, "rows": [known[one] for one in every if one in known]})
     counts = Counter(row["status"] for row in known.values())
     print(f"{tool}: " + ", ".join(f"{count} {status}" for status, count in counts.most_common()))

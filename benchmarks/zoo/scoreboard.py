@@ -123,7 +123,7 @@ def speed() -> str:
     )
 
 
-def ours(row: Mapping[str, Any]) -> list[str]:
+def cut(row: Mapping[str, Any]) -> list[str]:
     """What is said of coreprune's cut of one network."""
     sites = str(row.get("sites", "–"))
     return [row["model"].removeprefix("timm:"), sites, refused(row), removed(row), seconds(row), verdict(row)]
@@ -139,7 +139,7 @@ def timm() -> str:
         f"The smallest network of every module of timm, up to {LARGEST // 10**6} million parameters, as above.\n"
         f"`python benchmarks/zoo/ours.py --timm`: {tally(record['rows'])}; {conditions(record)}.\n"
         f"A call that took longer than {limits(record)} s was ended, at a load of {loads(record)} on two cores.\n\n"
-        f"{table(HEAD, map(ours, record['rows']))}\n"
+        f"{table(HEAD, map(cut, record['rows']))}\n"
     )
 
 
@@ -156,20 +156,20 @@ def loads(record: Mapping[str, Any]) -> str:
 
 def page() -> str:
     """Both records, joined."""
-    mine, theirs = read("zoo-coreprune"), read("zoo-torch-pruning")
+    ours, theirs = read("zoo-coreprune"), read("zoo-torch-pruning")
     rivals = {row["model"]: row for row in theirs["rows"]}
     head = [*HEAD, "Torch-Pruning: removed", "seconds", "ok"]
     rows = []
-    for row in mine["rows"]:
+    for row in ours["rows"]:
         rival = rivals.get(row["model"], {"status": "not run"})
-        rows.append([*ours(row), removed(rival), seconds(rival), verdict(rival)])
+        rows.append([*cut(row), removed(rival), seconds(rival), verdict(rival)])
     return (
         f"{INTRODUCTION}{speed()}\n## All networks\n\n"
-        f"- coreprune: {tally(mine['rows'])}; {conditions(mine)}.\n"
+        f"- coreprune: {tally(ours['rows'])}; {conditions(ours)}.\n"
         f"- Torch-Pruning: {tally(theirs['rows'])}; {conditions(theirs)}.\n\n"
-        f"A call that took longer than {limits(mine)} s (coreprune) or {limits(theirs)} s (Torch-Pruning) was ended; *killed* are calls that\n"
+        f"A call that took longer than {limits(ours)} s (coreprune) or {limits(theirs)} s (Torch-Pruning) was ended; *killed* are calls that\n"
         f"had taken all the machine's memory. Other work shared the\n"
-        f"machine, at a load of {loads(mine)} (coreprune) and {loads(theirs)} (Torch-Pruning) on two cores, so that these seconds say no more than\n"
+        f"machine, at a load of {loads(ours)} (coreprune) and {loads(theirs)} (Torch-Pruning) on two cores, so that these seconds say no more than\n"
         f"the order: speed is what the table above is for.\n\n{table(head, rows)}\n{timm()}"
     )
 
@@ -179,10 +179,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strict", action="store_true", help="fail if coreprune did not cut every network")
     args = parser.parse_args()
-    mine, theirs = read("zoo-coreprune"), read("zoo-torch-pruning")
+    ours, theirs = read("zoo-coreprune"), read("zoo-torch-pruning")
     PAGE.write_text(page())
-    print(f"coreprune: {tally(mine['rows'])}\nTorch-Pruning: {tally(theirs['rows'])}\n{PAGE.name} written")
-    left = [row["model"] for row in mine["rows"] if row["status"] != "ok"]
+    print(f"coreprune: {tally(ours['rows'])}\nTorch-Pruning: {tally(theirs['rows'])}\n{PAGE.name} written")
+    left = [row["model"] for row in ours["rows"] if row["status"] != "ok"]
     if args.strict and left:
         raise SystemExit(f"not cut: {', '.join(left)}")
 

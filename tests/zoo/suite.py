@@ -77,7 +77,8 @@ REFUSED = {
 #: sites of the networks without an `expect`
 SITES = {
     "vgg": 3, "densenet": 4, "unet": 6, "inception": 5, "shufflenet": 2, "squeeze-excite": 2, "transposed": 2,
-    "separable": 2, "padded by name": 1, "resnext": 1, "groupnorm": 1, "instancenorm": 1, "conv1d": 1, "conv3d": 1, "pixel-shuffle": 1,
+    "separable": 2, "padded by name": 1, "resnext": 1, "groupnorm": 1, "instancenorm": 1, "conv1d": 1, "conv3d": 1,
+    "pixel-shuffle": 1,
     "one-channel": 2, "constant-channel": 3, "residual": 3, "residual-mlp": 3, "option-a": 1, "channels-last": 1,
     "glu": 1, "chunk-gate": 1, "swiglu": 1, "einsum": 2, "fused-attention": 1, "multihead": 1, "encoder-layer": 1,
     "called-twice": 1, "shared-weight": 1, "unused": 1, "two-by-two": 1, "dict-output": 1, "dataclass-output": 1,

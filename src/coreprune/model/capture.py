@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.model.quiet import quiet
 from coreprune.model.record import recorded
-from coreprune.model.untouched import evaluating, untouched
+from coreprune.model.untouched import evaluating
 
 __all__ = [
     "Arguments",
@@ -105,8 +105,7 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "", quick: boo
     prefix = f"{path}." if path else ""
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with untouched(model):
-            known = recorded(model, args, kwargs) if quick else None
+        known = recorded(model, args, kwargs) if quick else None
         if known is not None:
             graph, states, inputs = known
             return Captured(path, graph, {k: prefix + name for k, name in states.items()}, {}, inputs, (args, kwargs))

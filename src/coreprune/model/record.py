@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from coreprune.model.tensors import tensors_of
-from coreprune.model.untouched import holding
+from coreprune.model.untouched import holding, untouched
 
 __all__ = ["Shapes", "recorded"]
 
@@ -193,7 +193,7 @@ def recorded(
     recorder.weights = set(states)
     call = given[: len(args)], dict(zip(kwargs, given[len(args) :], strict=True))
     try:
-        with _unchanged(model), holding(model, metas), recorder:
+        with untouched(model), _noting_nothing(model), holding(model, metas), recorder:
             outputs = model(*call[0], **call[1])
         graph.output(tuple(recorder.node(value) for value in pytree.tree_leaves(outputs)))
         return fx.GraphModule(nn.Module(), graph), states, tuple(node.name for node in inputs)
@@ -313,18 +313,9 @@ def _spread(value: Any, default: Any) -> bool:
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Raise _Unknown, with everything put back, if the code sets an attribute of a module: it may keep what it made."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        changed = False
-        for module, held in before:
-            now = vars(module)
-            if now.keys() != held.keys() or any(now[key] is not value for key, value in held.items()):
-                now.clear()
-                now.update(held)
-                changed = True
-    if changed:
+def _noting_nothing(model: nn.Module) -> Iterator[None]:
+    """Raise _Unknown if the code sets an attribute of a module: it may keep what it made."""
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    yield
+    if any(now.keys() != held.keys() or any(now[key] is not held[key] for key in held) for now, held in before):
         raise _Unknown

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Layout", "Mixing", "Where", "places", "selected"]
 
-
 Where = slice | Tensor
 
 
@@ -32,10 +31,6 @@ class Runs(NamedTuple):
 
     first: Tensor
     length: int
-
-    def numel(self) -> int:
-        """How many positions there are."""
-        return self.first.numel() * self.length
 
 
 Laid = Where | Runs
