@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import coreprune as cp
-from coreprune.engine import turning
+from coreprune.engine import descent
+from coreprune.engine.alone import Alone
+from coreprune.engine.kept import Kept, works
 from coreprune.engine.observe import as_seen
 from coreprune.engine.runner import Steps, part_between, run
 from coreprune.engine.turning import turned
@@ -54,7 +56,7 @@ def error(model, small, x):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_error_falls_on_inputs_that_nobody_descended_on(bias, monkeypatch):
-    monkeypatch.setattr(turning, "EPOCHS", 20)  # inputs are few here
+    monkeypatch.setattr(descent, "EPOCHS", 20)  # inputs are few here
     torch.manual_seed(0)
     model, fresh = Gated(bias=bias).eval(), loader(seed=9)
     before, after = (error(model, cut(model, method, loader()).model, fresh) for method in ("kernel", "refined"))
@@ -95,7 +97,7 @@ def test_the_same_call_gives_the_same_bits_and_leaves_the_model(gated):
 
 @pytest.mark.parametrize("rate", [0.0, 3.0])
 def test_a_site_whose_error_does_not_fall_stays_as_the_closed_form_left_it(gated, monkeypatch, rate):
-    monkeypatch.setattr(turning, "RATE", rate)
+    monkeypatch.setattr(descent, "RATE", rate)
     kernel, same = (cut(gated, method, loader()).model.state_dict() for method in ("kernel", "refined"))
     assert all(torch.equal(kernel[name], same[name]) for name in kernel)
 
@@ -119,7 +121,7 @@ def test_the_error_that_is_told_is_the_one_of_what_was_held_back(gated):
 def test_an_input_of_massive_energy_weighs_as_one():
     y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1e6, 0.0]])
     z = y + torch.tensor([[0.1, 0.0], [0.0, 0.0], [1e5, 0.0]])
-    found = turning._weighed(z, y, -1, turning._median([y], -1))
+    found = descent.weighed(z, y, -1, descent.median([y], -1))
     assert float(found) == pytest.approx((0.01 + 0 + 0.01) / 3, rel=1e-5)
 
 
@@ -209,7 +211,7 @@ def test_sites_are_turned_whatever_their_order(gated):
 
 def test_one_input_in_ten_is_held_back_and_no_other():
     passes = [{"x": torch.zeros(7, 2), "mask": torch.zeros(1, 2)}, {"x": torch.zeros(18, 2)}]
-    learnt, back = turning._split(passes)
+    learnt, back = descent.split(passes)
     assert [rows.tolist() for _, rows in back] == [[2, 12]]
     assert sorted(len(rows) for _, rows in learnt) == [7, 16]
     assert not set(learnt[1][1].tolist()) & {2, 12}
@@ -230,14 +232,14 @@ def test_positions_are_rows_of_their_own_where_that_changes_nothing(kind, alone)
     torch.manual_seed(0)
     model, x = kind().eval(), loader()
     found, tensors = discover(model, x[0], "export"), tensors_of(model)
-    work = turning._works(found, tensors, cut(model, "kernel", x).plan.cuts)[0]
+    work = works(found, tensors, cut(model, "kernel", x).plan.cuts)[0]
     values = Steps(found.graphs[0], tensors, [((one,), {}) for one in x], [work.part.incoming]).values(
         work.part.incoming
     )
-    descent = turning._Descent(found, tensors, work, values)
+    site = Alone(Kept(found, tensors, work), values)
     held = torch.cat(x)[9::10]
-    (given,) = descent.back[0][0].values()
-    assert len(descent.back) == (1 if alone else 32)
+    (given,) = site.back[0][0].values()
+    assert len(site.back) == (1 if alone else 32)
     if alone:
-        assert torch.equal(given, held.flatten(0, 1)) and len(descent.learnt[0][1]) == 288 * 16
+        assert torch.equal(given, held.flatten(0, 1)) and len(site.learnt[0][1]) == 288 * 16
     assert all("turned" in one.evidence for one in cut(model, "refined", x).plan.cuts)

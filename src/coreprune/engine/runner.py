@@ -97,6 +97,7 @@ class Steps:
             wanted: names of the nodes of every call of `values`, in the order of the calls.
             batch_statistics: see `run`.
         """
+        self._states = captured.states
         self._left = Counter(name for names in wanted for name in set(names))
         self._passes: list[tuple[_Runner, Iterator[fx.Node], dict[str, Any]]] = []
         for arguments in batches:
@@ -121,6 +122,18 @@ class Steps:
             for name in [name for name in held if not self._left[name]]:
                 del held[name]
         return found
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Use other tensors from here on, in the precision of those before.
+
+        Args:
+            tensors: some of the parameters and buffers, by name.
+        """
+        for runner, _, _ in self._passes:
+            for node, value in runner.env.items():
+                name = self._states.get(node.name)
+                if name in tensors:
+                    runner.env[node] = tensors[name].detach().to(value)
 
 
 @dataclass(frozen=True)
