@@ -34,7 +34,7 @@ class Turned(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A site that can be turned: its cut, the tensors of it and its makers, and what lies between it and its readers."""
+    """A site that can be turned: its cut, the tensors that are its own, and what lies between it and its readers."""
 
     cut: Cut
     own: frozenset[str]

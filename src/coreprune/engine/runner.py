@@ -18,9 +18,11 @@ from coreprune.engine.precision import product
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Tap
 
-__all__ = ["Hook", "Part", "Steps", "part_between", "run"]
+__all__ = ["Hook", "Part", "Steps", "asserts", "part_between", "run"]
 
 _GROUPED = {f"aten.conv{axes}d.{kind}" for axes in (1, 2, 3) for kind in ("default", "padding")}
+_ASSERTS = ("aten._assert", "aten.sym_constrain")
+_SIZED = ("aten.view.", "aten.reshape.", "aten._unsafe_view.", "aten.expand.")
 #: gets a tap and what its node gets, and returns what the node is to get instead, if anything
 Hook = Callable[[Tap, Tensor], Tensor | None]
 
@@ -132,7 +134,7 @@ class Steps:
         for runner, _, _ in self._passes:
             for node, value in runner.env.items():
                 name = self._states.get(node.name)
-                if name in tensors:
+                if name is not None and name in tensors:
                     runner.env[node] = tensors[name].detach().to(value)
 
 
@@ -196,7 +198,7 @@ def part_between(captured: Captured, names: Collection[str], last: Sequence[str]
     inside = tuple(node for node in nodes if node in needed)
     starts = [node for node in nodes if node.name in own]
     between = [*starts, *(node for node in inside if node.name not in last)]
-    if any(user not in needed for node in between for user in node.users):
+    if any(user not in needed and not asserts(user) for node in between for user in node.users):
         return None
     outside = dict.fromkeys(a for node in inside for a in node.all_input_nodes if a not in needed)
     if any(node.args[i] in outside for node in inside for i in written(node.target) if i < len(node.args)):
@@ -205,6 +207,22 @@ def part_between(captured: Captured, names: Collection[str], last: Sequence[str]
     known = {*captured.states, *captured.constants}
     incoming = tuple(a.name for a in outside if a.name not in known and a.op != "get_attr")
     return Part(captured, inside, tuple(ends), states, incoming)
+
+
+def asserts(node: fx.Node) -> bool:
+    """Whether an operator only asserts, which is left out of every run."""
+    return str(node.target).startswith(_ASSERTS)
+
+
+def _as_many(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments of a view that has as many rows as its operand, for as many as there are, not as the example had."""
+    operand, (value, sizes, *rest) = node.args[0], args
+    held = operand.meta.get("val") if isinstance(operand, fx.Node) else None
+    if not isinstance(held, Tensor) or not held.dim() or not sizes or not isinstance(held.shape[0], int):
+        return args
+    if not value.dim() or sizes[0] != held.shape[0] or len(value) == held.shape[0]:
+        return args
+    return (value, [len(value), *sizes[1:]], *rest)
 
 
 class _How(NamedTuple):
@@ -265,7 +283,7 @@ class _Runner(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """One operator; what only asserts is left out."""
         name = str(target)
-        if name.startswith(("aten._assert", "aten.sym_constrain")):
+        if name.startswith(_ASSERTS):
             return None
         bodies = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
         if bodies and name.startswith("wrap_with"):  # a block under no_grad, or under autocast
@@ -284,6 +302,8 @@ class _Runner(fx.Interpreter):
                 return result if whole else (result, result.new_empty(0), result.new_empty(0))
         if name in _GROUPED and len(args) > 6 and args[6] > 1:  # as many as the tensors, which may be cut, tell
             args = (*args[:6], args[0].shape[1 - args[1].dim()] // args[1].shape[1])
+        if name.startswith(_SIZED) and self._at is not None:
+            args = _as_many(self._at, args)
         mixed = product(target, args)
         return super().call_function(target, args, kwargs) if mixed is None else mixed
 

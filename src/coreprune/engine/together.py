@@ -35,7 +35,7 @@ from coreprune.engine.descent import (
     wide,
 )
 from coreprune.engine.kept import Kept, Turned, Work
-from coreprune.engine.runner import Part, part_between
+from coreprune.engine.runner import Part, asserts, part_between
 from coreprune.model.capture import Captured
 from coreprune.model.tensors import narrow
 
@@ -90,12 +90,12 @@ def _behind(captured: Captured, work: Work) -> str | None:
     """The last node before the next matrix that all which depends on a site goes through, if there is one."""
     own = {name for name, state in captured.states.items() if state in work.own}
     nodes = list(captured.graph.graph.nodes)
-    uses = {node: len(node.users) for node in nodes if node.name in own}
+    uses = {node: _users(node) for node in nodes if node.name in own}
     live: set[fx.Node] = set(uses)
     found: fx.Node | None = None
     for node in nodes:
         read = [a for a in node.all_input_nodes if a in live]
-        if not read:
+        if not read or asserts(node):
             continue
         if node.op == "output" or (found is not None and _matrix(captured, node)):
             break
@@ -103,12 +103,16 @@ def _behind(captured: Captured, work: Work) -> str | None:
             uses[a] -= 1
         live -= {a for a in read if uses[a] <= 0}
         live.add(node)
-        uses[node] = len(node.users)
+        uses[node] = _users(node)
         if live == {node} and isinstance(node.meta.get("val"), Tensor):
             found = node
         elif found is not None:
             break
     return None if found is None else found.name
+
+
+def _users(node: fx.Node) -> int:
+    return sum(not asserts(user) for user in node.users)
 
 
 def _matrix(captured: Captured, node: fx.Node) -> bool:
@@ -157,8 +161,7 @@ class Together:
         except (RuntimeError, IndexError, TypeError):  # the graph holds sizes or widths, which are others now
             return None
         scale = before if before > 0 else 1.0  # Adam divides by sizes of gradients, and adds 10⁻⁸
-        batch, rows = self.learnt[0]
-        sample = self.wanted[self.at[id(batch)]][self.names[0]]
+        sample = self.wanted[self.at[id(self.learnt[0][0])]][self.names[0]]
         each = max(1, POSITIONS * len(sample) // positions(sample, -1))
         descend(every, lambda at, own: self._loss(every, *self._some(at, own)) / scale, self.learnt, each, generator)
         after = self._left(every)
