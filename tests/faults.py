@@ -514,29 +514,55 @@ FAULTS = [
         ((b - a) / energy)
         """),
     # ------------------------------------------------------------ units that turn
-    *_of("engine/turning.py", "tests/engine/test_turning.py", rows="""
-        _split | what is held back is descended on too
+    *_of("engine/descent.py", "tests/engine/test_turning.py", rows="""
+        split | what is held back is descended on too
         learnt.append((one, (~at).nonzero()[:, 0]))
         learnt.append((one, torch.arange(rows)))
-        _Descent.result | a site is turned whether its error falls or not
+        weighed | massive inputs weigh by their size
+        1 / wanted.square().sum(axis).clamp(min=float(usual))
+        1 / usual
+        """),
+    *_of("engine/alone.py", "tests/engine/test_turning.py", rows="""
+        Alone.result | a site is turned whether its error falls or not
         if not after.weighed < before.weighed:
         if False:
-        _Descent._left | the error is that of the inputs descended on
-        values = [_rows(*batch) for batch in self.back]
-        values = [_rows(*batch) for batch in self.learnt]
-        _weighed | massive inputs weigh by their size
-        1 / wanted.square().sum(axis).clamp(min=float(median))
-        1 / median
-        _Descent._shifts | what the cut removes is moved too
+        Alone.result | the error is that of the inputs descended on
+        after = self.kept.left(leaves, self.back)
+        after = self.kept.left(leaves, self.learnt)
+        """),
+    *_of("engine/kept.py", "tests/engine/test_turning.py", rows="""
+        Kept._shifts | what the cut removes is moved too
         new = dense.clone()
         new = dense * 1.01
-        _works | sites that share a tensor both turn
+        works | sites that share a tensor both turn
         own & taken
         False
         """),
+    *_of("engine/together.py", "tests/engine/test_together.py", rows="""
+        _windows | every site is a window of its own
+        len(current.works) < SITES
+        not current.works
+        _behind | a window ends where a reader writes, not where all meets again
+        if live == {node} and isinstance(node.meta.get("val"), Tensor):
+        if found is None and isinstance(node.meta.get("val"), Tensor) and "linear" in node.name:
+        Together.result | sites are turned whether their error falls or not
+        if not after < before:
+        if False:
+        put | what makes the kept units is left as it was
+        return {**shifted, **as_cut(
+        return {**as_cut(
+        """),
+    *_of("engine/runner.py", "tests/engine/test_together.py", rows="""
+        _as_many | a view has as many rows as the example had
+        return (value, [len(value), *sizes[1:]], *rest)
+        return args
+        Steps.put | the tensors stay those of the start
+        runner.env[node] = tensors[name].detach().to(value)
+        pass
+        """),
     *_of("engine/runner.py", "tests/engine/test_turning.py", rows="""
         part_between | a part may be used from outside
-        if any(user not in needed for node in between for user in node.users):
+        if any(user not in needed and not asserts(user) for node in between for user in node.users):
         if False:
         Steps.values | nothing is let go
         if not self._left[name]]
