@@ -559,6 +559,9 @@ FAULTS = [
         Steps.put | the tensors stay those of the start
         runner.env[node] = tensors[name].detach().to(value)
         pass
+        _scheduled | all that stands before a value is computed with it
+        if writes and waiting:
+        if waiting:
         """),
     *_of("engine/runner.py", "tests/engine/test_turning.py", rows="""
         part_between | a part may be used from outside

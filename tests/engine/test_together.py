@@ -15,11 +15,11 @@ from coreprune.engine.turning import turned
 from coreprune.model.discover import discover
 from coreprune.model.tensors import tensors_of
 
-TOKENS, WIDTH, UNITS, LAYERS = 40, 16, 32, 7
+TOKENS, LENGTH, WIDTH, UNITS, LAYERS = 40, 12, 16, 32, 7
 
 
 class Block(nn.Module):
-    """Attention, whose views hold the batch of the example, and a gated layer."""
+    """Attention, whose views hold the batch of the example, and a gated layer; places are laid out anew in every block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,15 +27,15 @@ class Block(nn.Module):
         self.gate, self.up = (nn.Linear(WIDTH, UNITS, bias=False) for _ in range(2))
         self.down = nn.Linear(UNITS, WIDTH, bias=False)
 
-    def attended(self, x):
+    def attended(self, x, places):
         rows, length, _ = x.shape
-        y = nn.functional.layer_norm(x, (WIDTH,))
+        y = nn.functional.layer_norm(x, (WIDTH,)) + places.unsqueeze(0)
         q, k, v = (one(y).view(rows, length, 2, -1).transpose(1, 2) for one in (self.q, self.k, self.v))
         y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return x + self.o(y.transpose(1, 2).reshape(rows, length, -1))
 
-    def forward(self, x):
-        x = self.attended(x)
+    def forward(self, x, places):
+        x = self.attended(x, places)
         y = nn.functional.layer_norm(x, (WIDTH,))
         return x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
 
@@ -45,14 +45,14 @@ class Reader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = nn.Embedding(TOKENS, WIDTH)
+        self.table, self.places = nn.Embedding(TOKENS, WIDTH), nn.Embedding(LENGTH, WIDTH)
         self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
         self.head = nn.Linear(WIDTH, TOKENS)
 
     def streams(self, ids):
-        x, found = self.table(ids), []
+        x, places, found = self.table(ids), self.places(torch.arange(LENGTH)), []
         for block in self.blocks:
-            x = block(x)
+            x = block(x, places)
             found.append(x)
         return found
 
@@ -77,7 +77,7 @@ def reader():
 
 def loader(seed=1, count=30):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(TOKENS, (6, 12), generator=generator) for _ in range(count)]
+    return [torch.randint(TOKENS, (6, LENGTH), generator=generator) for _ in range(count)]
 
 
 def cut(model, method, x, **more):
@@ -132,7 +132,7 @@ def test_a_part_takes_fewer_rows_than_the_example_had(prepared):
     (values,) = Steps(found.graphs[0], tensors, [((loader()[0],), {})], [part.incoming]).values(part.incoming)
     with torch.no_grad():
         whole = part(tensors, values)
-        few = part(tensors, {name: value[2:4] for name, value in values.items()})
+        few = part(tensors, descent.rows_of_all(values, torch.tensor([2, 3])))
     assert all(torch.allclose(z, y[2:4], atol=1e-5) for z, y in zip(few, whole, strict=True))
 
 
@@ -151,6 +151,22 @@ def test_what_the_cut_network_brings_is_what_the_smaller_one_has(reader, prepare
         (as_cut, dense) = (one.ends(x[0])[-1] for one in (small, reader))
     assert torch.allclose(given[names[1][-1]], as_cut, atol=2e-2)  # products may be of bfloat16
     assert float((given[names[1][-1]] - as_cut).norm()) < 0.05 * float((as_cut - dense).norm())
+
+
+def test_nothing_is_computed_before_it_is_needed(reader, prepared):
+    """Places that block 4 lays out come late in the graph, and into the first window early; what is put reaches it all."""
+    found, tensors, _, made = prepared
+    (first, last), (x, *_) = made, loader()
+    names = [first.part.incoming, last.part.incoming]
+    order = [node.name for node in found.graphs[0].graph.graph.nodes]
+    assert max(map(order.index, first.part.incoming)) > order.index(first.part.nodes[0].name)
+    changed = {name: tensors[name] * 1.5 for name in first.works[0].own}
+    early, whole = (Steps(found.graphs[0], one, [((x,), {})], names) for one in (tensors, tensors | changed))
+    for steps in (early, whole):
+        steps.values(names[0])
+    early.put(changed)
+    (given,), (expected,) = early.values(names[1]), whole.values(names[1])
+    assert all(torch.equal(given[name], expected[name]) for name in names[1])
 
 
 def test_what_is_told_is_the_error_of_the_streams_on_what_was_held_back(reader):
@@ -183,7 +199,7 @@ def test_sites_that_do_not_meet_again_are_turned_alone():
     class Past(Reader):
         def forward(self, ids):
             streams = self.streams(ids)
-            return self.head(streams[-1] + self.blocks[1].attended(streams[0]))
+            return self.head(streams[-1] + self.blocks[1].attended(streams[0], self.places.weight))
 
     torch.manual_seed(0)
     model, x = Past().eval(), loader()

@@ -196,7 +196,7 @@ def test_passes_side_by_side_give_the_values_of_one_after_the_other(gated):
     for i in range(3):
         for j, tap in enumerate(taps):
             assert torch.equal(as_seen(by_tap[j][i][tap.operand], tap).flatten(1), seen[2 * i + j])
-    assert all(not held for _, _, held in steps._passes)
+    assert all(not held for _, held in steps._passes)
 
 
 def test_sites_are_turned_whatever_their_order(gated):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -80,7 +80,8 @@ def _fed(
 class Steps:
     """Several passes of one graph side by side, each going on as far as the values that are asked for.
 
-    Every node is run once, and of its values only those are held that are still to be asked for.
+    Every node is run once at most, and only when something that is asked for depends on it, so that what `put` changes
+    reaches all that was not needed before. Of the values only those are held that are still to be read or asked for.
     """
 
     def __init__(
@@ -101,26 +102,29 @@ class Steps:
         """
         self._states = captured.states
         self._left = Counter(name for names in wanted for name in set(names))
-        self._passes: list[tuple[_Runner, Iterator[fx.Node], dict[str, Any]]] = []
+        order = _scheduled(captured.graph.graph, wanted)
+        self._order = iter(order)
+        ends = _ends([node for nodes in order for node in nodes])
+        self._passes: list[tuple[_Runner, dict[str, Any]]] = []
         for arguments in batches:
             how = _How({}, None, _device(captured, tensors, arguments), batch_statistics, norms=None)
             runner = _Runner(captured.graph, how)
             runner.env, runner.args_iter = {}, iter(_fed(captured, tensors, arguments, how.device))
-            self._passes.append((runner, iter(captured.graph.graph.nodes), {}))
+            runner.user_to_last_uses = ends
+            self._passes.append((runner, {}))
 
     @torch.no_grad()
     def values(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Values of nodes by name, for every pass."""
-        found = []
-        for runner, nodes, held in self._passes:
-            while not set(names) <= set(held):
-                node = next(nodes)
+        found, nodes = [], next(self._order)
+        for runner, held in self._passes:
+            for node in nodes:
                 result = runner.advance(node)
                 if self._left[node.name]:
                     held[node.name] = result
             found.append({name: held[name] for name in names})
         self._left.subtract(set(names))
-        for _, _, held in self._passes:
+        for _, held in self._passes:
             for name in [name for name in held if not self._left[name]]:
                 del held[name]
         return found
@@ -131,11 +135,41 @@ class Steps:
         Args:
             tensors: some of the parameters and buffers, by name.
         """
-        for runner, _, _ in self._passes:
+        for runner, _ in self._passes:
             for node, value in runner.env.items():
                 name = self._states.get(node.name)
                 if name is not None and name in tensors:
                     runner.env[node] = tensors[name].detach().to(value)
+
+
+def _scheduled(graph: fx.Graph, wanted: Sequence[Sequence[str]]) -> list[list[fx.Node]]:
+    """For every call, the nodes that it needs and none before did; all up to it where the code writes into values."""
+    nodes, by_name = list(graph.nodes), {node.name: node for node in graph.nodes}
+    writes = any(written(node.target) for node in nodes)
+    done: set[fx.Node] = set()
+    result = []
+    for i, names in enumerate(wanted):
+        needed = {node for node in nodes if node.op == "placeholder"} if i == 0 else set[fx.Node]()
+        waiting = [by_name[name] for name in names]
+        if writes and waiting:
+            waiting += nodes[: max(nodes.index(node) for node in waiting)]
+        while waiting:
+            node = waiting.pop()
+            if node not in done and node not in needed:
+                needed.add(node)
+                waiting += node.all_input_nodes
+        result.append([node for node in nodes if node in needed])
+        done |= needed
+    return result
+
+
+def _ends(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """For every node, the values that no node behind it reads, in this order."""
+    last = {node: node for node in nodes} | {a: node for node in nodes for a in node.all_input_nodes}
+    result: dict[fx.Node, list[fx.Node]] = {}
+    for a, node in last.items():
+        result.setdefault(node, []).append(a)
+    return result
 
 
 @dataclass(frozen=True)
