@@ -279,10 +279,6 @@ OURS: dict[str, dict[str, Any]] = {
     "coreprune, refined": {"method": "refined"},
     "coreprune, refined, own text too": {
         "method": "refined",
-        "prior": cp.Mixture({cp.Text(length=128): 2, cp.Generated(starts="openings"): 1}),
-    },
-    "coreprune, refined, 65,536 own tokens too": {
-        "method": "refined",
         "prior": cp.Mixture({cp.Text(length=128): 1, cp.Generated(tokens=65_536, starts="openings"): 1}),
     },
     "coreprune, own text": {"prior": "generated"},

@@ -108,7 +108,7 @@ def test_five_sites_make_a_window_which_ends_in_the_stream(reader, prepared):
 
 
 def test_the_error_falls_on_inputs_that_nobody_descended_on(reader, monkeypatch):
-    monkeypatch.setattr(descent, "EPOCHS", 12)  # inputs are few here
+    monkeypatch.setattr(together, "EPOCHS", 12)  # inputs are few here
     monkeypatch.setattr(descent, "RATE", 2e-3)
     fresh = torch.cat(loader(seed=9))
 

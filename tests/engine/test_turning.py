@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import coreprune as cp
-from coreprune.engine import descent
+from coreprune.engine import alone, descent
 from coreprune.engine.alone import Alone
 from coreprune.engine.kept import Kept, works
 from coreprune.engine.observe import as_seen
@@ -56,7 +56,7 @@ def error(model, small, x):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_error_falls_on_inputs_that_nobody_descended_on(bias, monkeypatch):
-    monkeypatch.setattr(descent, "EPOCHS", 20)  # inputs are few here
+    monkeypatch.setattr(alone, "EPOCHS", 20)  # inputs are few here
     torch.manual_seed(0)
     model, fresh = Gated(bias=bias).eval(), loader(seed=9)
     before, after = (error(model, cut(model, method, loader()).model, fresh) for method in ("kernel", "refined"))

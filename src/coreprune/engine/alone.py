@@ -27,6 +27,8 @@ from coreprune.engine.kept import Kept, Turned
 
 __all__ = ["Alone"]
 
+EPOCHS = 2  # of a site
+
 
 class Alone:
     """One site and its inputs.
@@ -80,7 +82,7 @@ class Alone:
             return torch.stack([weighed(z, y[own], axis, m) for z, y, axis, m in pairs]).sum()
 
         each = max(1, POSITIONS * len(wanted[0][0]) // positions(wanted[0][0], axes[0]))
-        descend(leaves, loss, self.learnt, each, generator)
+        descend(leaves, loss, self.learnt, each, EPOCHS, generator)
 
 
 def _merged(batches: Sequence[Batch]) -> Batch:

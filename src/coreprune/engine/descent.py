@@ -30,7 +30,7 @@ __all__ = [
     "wide",
 ]
 
-EPOCHS, POSITIONS, HELD = 2, 256, 10
+POSITIONS, HELD = 256, 10
 RATE = 5e-3  # of Adam, as a share of the root mean square of a tensor's entries
 WARM = 20  # steps in which the rate rises
 
@@ -50,6 +50,7 @@ def descend(
     loss: Callable[[int, Tensor], Tensor],
     learnt: Sequence[Batch],
     each: int,
+    epochs: int,
     generator: Generator,
 ) -> None:
     """Take the leaves downhill by Adam, at a rate that rises for WARM steps and falls along a cosine.
@@ -58,14 +59,14 @@ def descend(
         leaves: by name; changed.
         loss: of some rows of one pass.
         learnt: every pass with the rows that are learnt from.
-        each: rows of a step.
+        each: rows of a step. epochs: how often all are gone through.
         generator: of their order.
     """
     sizes = [_size(leaf.detach()) for leaf in leaves.values()]
     rates = [RATE * (size or max(sizes)) for size in sizes]
     groups = [{"params": [leaf], "lr": rate} for leaf, rate in zip(leaves.values(), rates, strict=True)]
     adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    order = [part for _ in range(EPOCHS) for part in _order(learnt, each, generator)]
+    order = [part for _ in range(epochs) for part in _order(learnt, each, generator)]
     for step, (at, own) in enumerate(order):
         pace = min(1.0, (step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * step / len(order)))
         for group, rate in zip(adam.param_groups, rates, strict=True):

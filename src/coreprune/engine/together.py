@@ -41,7 +41,7 @@ from coreprune.model.tensors import narrow
 
 __all__ = ["Together", "Window", "put", "windows"]
 
-SITES = 5  # of a window
+SITES, EPOCHS = 5, 3  # of a window
 
 
 class Window(NamedTuple):
@@ -163,7 +163,7 @@ class Together:
         scale = before if before > 0 else 1.0  # Adam divides by sizes of gradients, and adds 10⁻⁸
         sample = self.wanted[self.at[id(self.learnt[0][0])]][self.names[0]]
         each = max(1, POSITIONS * len(sample) // positions(sample, -1))
-        descend(every, lambda at, own: self._loss(every, *self._some(at, own)) / scale, self.learnt, each, generator)
+        descend(every, lambda at, own: self._loss(every, *self._some(at, own)) / scale, self.learnt, each, EPOCHS, generator)
         after = self._left(every)
         if not after < before:
             return None
