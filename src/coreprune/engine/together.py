@@ -163,7 +163,8 @@ class Together:
         scale = before if before > 0 else 1.0  # Adam divides by sizes of gradients, and adds 10⁻⁸
         sample = self.wanted[self.at[id(self.learnt[0][0])]][self.names[0]]
         each = max(1, POSITIONS * len(sample) // positions(sample, -1))
-        descend(every, lambda at, own: self._loss(every, *self._some(at, own)) / scale, self.learnt, each, EPOCHS, generator)
+        loss = lambda at, own: self._loss(every, *self._some(at, own)) / scale  # noqa: E731
+        descend(every, loss, self.learnt, each, EPOCHS, generator)
         after = self._left(every)
         if not after < before:
             return None
