@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from coreprune.demo.run import rows
+from front import table
 from paper import tables
 from records import read_record, results
 
@@ -221,6 +222,14 @@ def _demo(pages: list[Path]) -> None:
         page.write_text(before + "<!-- demo -->\n" + "\n".join(lines) + "\n<!-- /demo -->" + after)
 
 
+def _networks(page: Path) -> None:
+    """Rewrite the table of trained networks."""
+    before, rest = page.read_text().split("<!-- networks -->")
+    page.write_text(
+        before + "<!-- networks -->\n" + table() + "\n<!-- /networks -->" + rest.split("<!-- /networks -->")[1]
+    )
+
+
 def _rewrite(page: Path, text: str) -> None:
     """Replace what follows the marker."""
     head = page.read_text().split(MARKER)[0]
@@ -228,12 +237,13 @@ def _rewrite(page: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Rewrite what follows the markers, and the tables of the demonstration."""
+    """Rewrite what follows the markers, the tables of the demonstration, and the README's of trained networks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("results", "paper"), help="this page")
     only = parser.parse_args().only
     if only != "paper":
         _demo([DOCS.parent / "README.md", DOCS / "methods.md"])
+        _networks(DOCS.parent / "README.md")
         parts = [_lenet(), _real(), _vision(), _language(), _distilled(), _certificates(), _speed(), _synthetic()]
         _rewrite(DOCS / "results.md", "\n".join(part for part in parts if part))
         for name in ("lenet.svg", "synthetic.svg"):
