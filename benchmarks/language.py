@@ -10,7 +10,8 @@ Nothing is fine-tuned. What goes are units of the FFNs, the same share of each, 
 share, shared out by the method itself ("own widths"). SliceGPT, which narrows the residual stream instead, has the
 same number of parameters left. Calibrated methods get text of other genres than news and adventure, all the same.
 Nothing was chosen on news: `--study tokens` measures on adventure (Brown cn*) how many tokens of its own text a
-language model needs.
+language model needs. That sites which turn together go through their inputs three times, at the rate they do, was chosen on
+adventure too, with SmolLM2; MiniLM had no part in it.
 
 The baselines are those of `benchmarks/baselines`, our code from the published formulas, carried out by coreprune's
 surgery; those that keep units as they are have passed its float64 comparison. Seconds are of one thread's CPU and count
