@@ -92,7 +92,7 @@ def test_every_method_has_its_rows():
         assert len(row.seeds) == (3 if row.method == "uniform" else 1)
     assert len([row for row in rows if row.part == "slicegpt"]) == 2 * 2 * 2
     ours = {row.method for row in rows if row.part == "coreprune"}
-    assert len(ours) == 9
+    assert len(ours) == 8
     assert all(len([row for row in rows if row.method == one and row.tokens in {0, 80}]) == 3 for one in ours)
 
 
