@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cases import DENSE, OWN
 from records import read_record
 
 __all__ = ["table"]
@@ -18,8 +19,7 @@ NETWORKS = {
     "minilm": ("MiniLM-L6", "mean cosine of embeddings", ".3f", False),
     "smollm2": ("SmolLM2-135M", "perplexity of news", ".1f", True),
 }
-DENSE, OURS, REFINED = "dense", "coreprune", ("coreprune, refined, own text too", "coreprune, refined")
-OWN = "own widths"
+OURS, REFINED = "coreprune", ("coreprune, refined, own text too", "coreprune, refined")
 
 
 def table() -> str:
@@ -45,14 +45,14 @@ def table() -> str:
 
 def _both(rows: Sequence[Row], form: str) -> str:
     """The figure at one share for all, and at own widths."""
-    return " · ".join(f"{row['figure']:{form}}" for row in sorted(rows, key=lambda row: bool(row["own"])))
+    return " · ".join(f"{row['figure']:{form}}" for row in sorted(rows, key=lambda row: row["own"]))
 
 
 def _best(rows: Sequence[Row], form: str, less: bool) -> str:
     """The best figure with its method."""
     if not rows:
         return ""
-    best = sorted(rows, key=lambda row: row["figure"], reverse=not less)[0]
+    best = (min if less else max)(rows, key=lambda row: row["figure"])
     return f"{best['figure']:,{form}}, {best['method']}"
 
 

@@ -205,13 +205,11 @@ def _demo(pages: list[Path]) -> None:
     torch.set_num_threads(1)
     measured = list(rows(seed=0))
     for page in pages:
-        text = page.read_text()
-        before, rest = text.split("<!-- demo -->")
-        table, after = rest.split("<!-- /demo -->")
-        shown = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+        _, old, _ = _within(page, "demo")
+        shown = re.findall(r"^\| `(\w+)`", old, re.MULTILINE)
         widths = list(dict.fromkeys(row.widths for row in measured[1:]))
         lines = ["| method | " + " | ".join(widths) + " |", "|---" * (len(widths) + 1) + "|"]
-        if "dense" in table:
+        if "dense" in old:
             lines.append(
                 f"| dense network, {measured[0].widths} | {measured[0].test_error_percent:.2f} |"
                 + " |" * (len(widths) - 1)
@@ -219,15 +217,20 @@ def _demo(pages: list[Path]) -> None:
         for method in shown:
             cells = [f"{row.test_error_percent:.2f}" for row in measured if row.method == method]
             lines.append(f"| `{method}` | {' | '.join(cells)} |")
-        page.write_text(before + "<!-- demo -->\n" + "\n".join(lines) + "\n<!-- /demo -->" + after)
+        _fill(page, "demo", "\n".join(lines))
 
 
-def _networks(page: Path) -> None:
-    """Rewrite the table of trained networks."""
-    before, rest = page.read_text().split("<!-- networks -->")
-    page.write_text(
-        before + "<!-- networks -->\n" + table() + "\n<!-- /networks -->" + rest.split("<!-- /networks -->")[1]
-    )
+def _within(page: Path, name: str) -> tuple[str, str, str]:
+    """What stands before, between and behind the two marks of a name."""
+    before, rest = page.read_text().split(f"<!-- {name} -->")
+    inside, after = rest.split(f"<!-- /{name} -->")
+    return before, inside, after
+
+
+def _fill(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the two marks of a name."""
+    before, _, after = _within(page, name)
+    page.write_text(f"{before}<!-- {name} -->\n{text}\n<!-- /{name} -->{after}")
 
 
 def _rewrite(page: Path, text: str) -> None:
@@ -243,7 +246,7 @@ def main() -> None:
     only = parser.parse_args().only
     if only != "paper":
         _demo([DOCS.parent / "README.md", DOCS / "methods.md"])
-        _networks(DOCS.parent / "README.md")
+        _fill(DOCS.parent / "README.md", "networks", table())
         parts = [_lenet(), _real(), _vision(), _language(), _distilled(), _certificates(), _speed(), _synthetic()]
         _rewrite(DOCS / "results.md", "\n".join(part for part in parts if part))
         for name in ("lenet.svg", "synthetic.svg"):

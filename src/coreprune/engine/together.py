@@ -163,7 +163,11 @@ class Together:
         scale = before if before > 0 else 1.0  # Adam divides by sizes of gradients, and adds 10⁻⁸
         sample = self.wanted[self.at[id(self.learnt[0][0])]][self.names[0]]
         each = max(1, POSITIONS * len(sample) // positions(sample, -1))
-        loss = lambda at, own: self._loss(every, *self._some(at, own)) / scale  # noqa: E731
+
+        def loss(at: int, own: Tensor) -> Tensor:
+            values, rows = self.learnt[at]
+            return self._loss(every, values, rows[own]) / scale
+
         descend(every, loss, self.learnt, each, EPOCHS, generator)
         after = self._left(every)
         if not after < before:
@@ -174,10 +178,6 @@ class Together:
             one.turned(own, now, {"turned": told | {"alone": {"before": was.weighed, "after": now.weighed}}})
             for one, own, was, now in zip(self.kept, leaves, known, left, strict=True)
         ]
-
-    def _some(self, at: int, own: Tensor) -> Batch:
-        values, rows = self.learnt[at]
-        return values, rows[own]
 
     def _loss(self, leaves: Mapping[str, Tensor], values: dict[str, Any], rows: Tensor) -> Tensor:
         """The error of some rows of one pass."""
