@@ -513,6 +513,17 @@ FAULTS = [
         (2 * (b - a) / energy)
         ((b - a) / energy)
         """),
+    *_of("engine/driven.py", "tests/engine/test_driven.py", rows="""
+        largest | what was too much before it was shared out better is never tried again
+        beyond = beyond if math.isinf(beyond.loss) else Tried(1.0, math.inf)
+        pass
+        between | other trials say nothing of how the loss grows
+        next((power for one in known if (power := near.power(one)) > 0), POWER)
+        POWER
+        between | without a trial at either end the middle is next
+        (within, beyond, *before[::-1])
+        (within, beyond)
+        """),
     # ------------------------------------------------------------ units that turn
     *_of("engine/descent.py", "tests/engine/test_turning.py", rows="""
         split | what is held back is descended on too

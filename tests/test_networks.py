@@ -348,6 +348,19 @@ def test_the_configuration_of_the_result_is_its_own_and_whole():
     assert torch.allclose(all_of[1, :5], part[0], atol=1e-5)
 
 
+def test_where_nothing_is_cut_the_configuration_is_that_of_the_dense_network(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=64, **sizes)).eval()
+    model.save_pretrained(tmp_path / "dense")
+    small = cp.prune(model, {"input_ids": torch.randint(64, (2, 8))}, remove={"encoder.layer.0.*": 0.0})
+    assert not small.plan.cuts
+    small.save_pretrained(tmp_path / "small", tmp_path / "dense")
+    opened = transformers.BertModel.from_pretrained(tmp_path / "small")
+    assert digest(opened) == digest(model)
+
+
 def test_a_tensor_that_is_shared_counts_once():
     """A tied table is one tensor: a fraction is of what there is."""
 

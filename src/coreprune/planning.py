@@ -19,9 +19,9 @@ from coreprune.engine.latency import arguments_of, fitted, with_table
 from coreprune.engine.local import Request, curves, decide
 from coreprune.engine.network import Survey, decide_network, surveyed
 from coreprune.engine.norms import Norms
-from coreprune.engine.outputs import at_hand, compared, held_out
+from coreprune.engine.outputs import Held, at_hand, compared, held_out
 from coreprune.engine.probes import token_tables
-from coreprune.engine.shares import balanced
+from coreprune.engine.shares import Balance, balanced
 from coreprune.engine.turning import turned
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.garbage import searched_less
@@ -142,20 +142,15 @@ def measured_outputs(
     return None if held is None or outputs is None or not outputs.finite else held.facts(outputs)
 
 
-def _driven(
-    model: nn.Module, found: Inspection, wish: Wish, prior: Prior, trial: Trial, widths: Callable[[float], Widths]
-) -> tuple[Widths, dict[str, Any]]:
-    """The widths of the largest cut whose measured outputs keep what is asked, and what was measured of it."""
-    asked = asked_of(wish.budget)
-    assert asked is not None
-    with wish.clock.stage("measuring"):
-        held = held_out(prior, model, found.graphs[0], wish.seed, wish.progress)
+def _to_measure(model: nn.Module, found: Inspection, wish: Wish, prior: Prior) -> Held:
+    """Inputs that the outputs are measured on."""
+    held = held_out(prior, model, found.graphs[0], wish.seed, wish.progress)
     if held is None:
         raise InvalidInputError(
-            f"a budget of {asked[0]!r} was asked, but there are no inputs to measure on: give a loader that can be "
-            "read again, or capture='export'"
+            f"a budget of {next(iter(wish.budget or ()))!r} was asked, but there are no inputs to measure on: give a "
+            "loader that can be read again, or capture='export'"
         )
-    return driven(trial, held, widths, asked, wish.clock)
+    return held
 
 
 def _observed(model: nn.Module, found: Inspection, prior: Prior, wish: Wish) -> tuple[Gaussian | Data, Inspection]:
@@ -235,17 +230,23 @@ def _widths(
     left: Mapping[str, Any] = wish.budget if wish.budget is not None else {"params": _left(wish.remove)}
     survey = surveyed(found, tensors, request) if found.graphs else None
     errors = curves(model, found, tensors, request) if survey is None else survey.curves
-    if asked_of(wish.budget) is not None and survey is not None:
+    asked = asked_of(wish.budget)
+    if asked is not None and survey is not None:
         law, corrected = request.prior, method_named(wish.method).law or wish.reweight
         batches = (lambda: inputs(found.graphs[0], law, wish.seed)) if corrected else None
         trial = Trial(model, found, tensors, replace(request, progress=None), survey, batches)
-        kept, outputs = _driven(
-            model,
-            found,
-            wish,
-            prior,
+        balance = Balance(found, tensors, request, survey) if _balances(found, wish, prior) else None
+        with wish.clock.stage("measuring"):
+            held = _to_measure(model, found, wish, prior)
+        kept, outputs = driven(
             trial,
-            lambda share: allocate(found, errors, {"params": f"{100 * share!r}%"}, **shares),
+            held,
+            lambda share, by: allocate(found, by, {"params": f"{100 * share!r}%"}, **shares),
+            asked,
+            wish.clock,
+            errors,
+            balance,
+            wish.progress,
         )
         return _Kept(kept, errors, survey, {"outputs": outputs})
     itemsize = next(iter(tensors.values())).element_size()

@@ -251,7 +251,7 @@ class Pruned:
 def configured(dense: nn.Module, small: nn.Module, plan: Plan) -> Configuration:
     """The configuration of `transformers` that makes the smaller network; without one, none."""
     config = getattr(dense, "config", None)
-    if not plan.cuts or config is None or not type(config).__module__.startswith("transformers."):
+    if config is None or not type(config).__module__.startswith("transformers."):
         return Configuration(None)
     before, after = ({name: tuple(t.shape) for name, t in model.state_dict().items()} for model in (dense, small))
     changes = [(cut.site.name, cut.site.kind, cut.site.units, cut.kept.numel()) for cut in plan.cuts]

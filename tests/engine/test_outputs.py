@@ -10,7 +10,7 @@ from torch import nn
 
 import coreprune as cp
 from coreprune.engine import outputs
-from coreprune.engine.driven import NEAR, STEPS, asked_of, figure, largest
+from coreprune.engine.driven import figure
 from coreprune.engine.outputs import MEASURES, Outputs, compared
 from coreprune.errors import InvalidInputError
 from coreprune.report.text import outputs_text
@@ -188,65 +188,6 @@ def test_a_budget_is_kept_and_nearly_used_up(kind, limit, made, example):
 def test_more_may_go_where_more_may_be_lost():
     sizes = [cp.prune(conv(), IMAGE, budget={"output_error": e}, prior=cp.Gaussian()).parameters for e in (0.02, 0.2)]
     assert sizes[1] < sizes[0]
-
-
-def test_the_largest_cut_against_every_share():
-    """Against all that it could have found: a limit on a curve that falls as more is left."""
-    calls = []
-
-    def widths(share):
-        if share < 0.2:
-            raise InvalidInputError("too little")
-        return {"a": round(1000 * share)}
-
-    def measure(kept):
-        calls.append(kept["a"])
-        return Outputs(None, 1 - (1 - kept["a"] / 1000) ** 2, (1 - kept["a"] / 1000) ** 2)
-
-    for limit in (0.0001, 0.01, 0.09, 0.3, 0.99):
-        calls.clear()
-        kept = largest(widths, measure, "output_error", limit)["a"]
-        assert len(calls) <= 4  # the loss is a power
-        assert (1 - kept / 1000) ** 2 <= limit
-        best = min(k for k in range(200, 1001) if (1 - k / 1000) ** 2 <= limit)
-        assert best <= kept
-        assert kept <= best + 5 or (1 - kept / 1000) ** 2 >= NEAR * limit
-        alike = largest(widths, measure, "cosine", 1 - limit)["a"]
-        best = min(k for k in range(200, 1001) if 1 - (1 - k / 1000) ** 2 >= 1 - limit)
-        assert best <= alike
-        assert alike <= best + 5 or (1 - alike / 1000) ** 2 >= NEAR * limit
-
-
-def test_steep_and_flat_losses_are_found_too():
-    """Where the loss is no power: a wall, and one that hardly grows."""
-    for wall in (0.011, 0.3, 0.97):
-        count = 0
-
-        def measure(kept, wall=wall):
-            nonlocal count
-            count += 1
-            return Outputs(None, 0.0, 1e-3 if 1 - kept["a"] / 1e6 <= wall else 5.0)
-
-        kept = largest(lambda share: {"a": round(1e6 * share)}, measure, "output_error", 0.5)["a"]
-        assert wall - 0.02 <= 1 - kept / 1e6 <= wall
-        assert count <= STEPS
-    flat = largest(lambda s: {"a": round(1e6 * s)}, lambda k: Outputs(None, 1.0, 0.1), "output_error", 0.5)["a"]
-    assert flat < 0.02 * 1e6
-
-
-@pytest.mark.parametrize(
-    "budget, why",
-    [
-        ({"divergence": "much"}, "is not a number"),
-        ({"divergence": -1}, "positive"),
-        ({"cosine": 1.0}, "below 1"),
-        ({"cosine": True}, "positive"),
-        ({"cosine": 0.9, "params": "50%"}, "2 entries"),
-    ],
-)
-def test_budgets_that_cannot_be_meant(budget, why):
-    with pytest.raises(InvalidInputError, match=why):
-        asked_of(budget)
 
 
 def test_what_cannot_be_measured_is_refused():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import seeded
+from helpers import Branches, seeded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,19 +28,6 @@ from coreprune.model.tensors import tensors_of
 from coreprune.priors.gaussian import Gaussian
 
 Pairs = list[list[tuple[Tap, Coreset]]]
-
-
-class Branches(nn.Module):
-    """Two hidden layers side by side whose readers' outputs add up, so that the loss is of second order."""
-
-    def __init__(self, second: float = 1.0) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 24), nn.Linear(6, 24)
-        self.c, self.d = nn.Linear(24, 5), nn.Linear(24, 5)
-        self.second = second
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c(F.relu(self.a(x))) + self.second * self.d(F.relu(self.b(x)))
 
 
 class Words(nn.Module):

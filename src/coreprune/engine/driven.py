@@ -2,24 +2,28 @@
 
 What is lost grows about as a power of the share of parameters that is gone, loss ≈ c·gone^p: two trials say c and p,
 and a few more find the limit, always between one that kept it and one that did not.
+
+The first trials also say what each site costs the network (`coreprune.engine.shares`), so that later ones share the
+same budget out better.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from coreprune.budget import MEASURED, Widths, number_of
 from coreprune.clock import Clock
 from coreprune.engine.correction import corrections
-from coreprune.engine.local import Request
+from coreprune.engine.local import Progress, Request
 from coreprune.engine.network import Survey, decide_network
 from coreprune.engine.outputs import MEASURES, Held, Outputs, compared
 from coreprune.engine.probes import token_tables
+from coreprune.engine.shares import ROUNDS, Balance
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments
 from coreprune.model.site import Inspection
@@ -27,7 +31,7 @@ from coreprune.plan import Made
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
 
-__all__ = ["Trial", "asked_of", "between", "driven", "largest"]
+__all__ = ["Trial", "Tried", "asked_of", "between", "driven", "largest"]
 
 STEPS = 10  # trials at most
 FIRST, POWER = 0.25, 2.0  # the share of parameters that goes first, and p where one trial is all that is known
@@ -62,6 +66,24 @@ def asked_of(budget: Mapping[str, Any] | None) -> tuple[str, float] | None:
     return kind, limit
 
 
+class Tried(NamedTuple):
+    """A trial: the share of the dense parameters that is gone, and what is lost."""
+
+    gone: float
+    loss: float
+
+    @property
+    def telling(self) -> bool:
+        """Whether it says how the loss grows."""
+        return self.gone > 0 and 0 < self.loss < math.inf
+
+    def power(self, other: Tried) -> float:
+        """The p of loss = c·gone^p through both; 0 where they are at one place."""
+        if self.gone == other.gone:
+            return 0.0
+        return math.log(self.loss / other.loss) / math.log(self.gone / other.gone)
+
+
 class Trial:
     """Cuts a copy of a network at widths that are tried, and measures it; what was observed once serves for all."""
 
@@ -92,38 +114,67 @@ class Trial:
 
 
 def driven(
-    trial: Trial, held: Held, widths: Callable[[float], Widths], asked: tuple[str, float], clock: Clock
+    trial: Trial,
+    held: Held,
+    allocated: Callable[[float, Mapping[str, Tensor]], Widths],
+    asked: tuple[str, float],
+    clock: Clock,
+    curves: Mapping[str, Tensor],
+    balance: Balance | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Widths, dict[str, Any]]:
     """The widths of the largest cut that keeps what is asked, and what was measured of it.
 
     Args:
-        trial: cuts copies. held: inputs to measure on. widths: see `largest`. asked: measure and limit.
-        clock: takes the time of measuring.
+        trial: cuts copies. held: inputs to measure on. asked: measure and limit. clock: takes the time of measuring.
+        allocated: units to keep, by site, for a share of the dense parameters that is left and the sites' error curves.
+        curves: of the sites. balance: scales them to what each site is found to cost the network; None leaves them.
+        progress: of trials, most of which may not be needed.
     """
     known: dict[tuple[tuple[str, int], ...], Outputs | None] = {}
+    by = curves if balance is None else balance.curves
 
     def measure(kept: Widths) -> Outputs | None:
         key = tuple(sorted(kept.items()))
         if key not in known:
+            if progress:
+                progress(len(known), STEPS, f"trial of {sum(kept.values()):,} units")
             small = trial.at(kept)
             with clock.stage("measuring"):
                 known[key] = compared(trial.model, small, held.calls, trial.tables)
         return known[key]
 
-    kept = largest(widths, measure, *asked)
+    def learn(kept: Widths) -> None:
+        nonlocal by
+        assert balance is not None
+        with clock.stage("sharing out"):
+            try:
+                balance.learn(kept)
+                by = balance.curves
+            except RuntimeError:  # no gradient comes through what the network does
+                by = curves
+
+    kept = largest(lambda share: allocated(share, by), measure, *asked, learn=learn if balance is not None else None)
     outputs = measure(kept)
     assert outputs is not None
+    if progress:
+        progress(STEPS, STEPS, "")
     return kept, held.facts(outputs) | {"asked": {asked[0]: asked[1]}, "tried": len(known)}
 
 
 def largest(
-    widths: Callable[[float], Widths], measure: Callable[[Widths], Outputs | None], kind: str, limit: float
+    widths: Callable[[float], Widths],
+    measure: Callable[[Widths], Outputs | None],
+    kind: str,
+    limit: float,
+    learn: Callable[[Widths], None] | None = None,
 ) -> Widths:
     """Widths of the smallest network found that keeps the limit.
 
     Args:
         widths: of a share of the dense parameters that is left; raises InvalidInputError where that is too little.
         measure: of widths. kind: a key of `MEASURES`. limit: of it.
+        learn: makes better of what `widths` does from the widths that were tried first; None has nothing to learn.
 
     Returns:
         Units to keep, by site; all of them where even the least cut that was tried is too much.
@@ -133,43 +184,53 @@ def largest(
     """
     upward = MEASURES[kind][1]
     allowed = 1 - limit if upward else limit
-    within, beyond, best, gone = (0.0, 0.0), (1.0, math.inf), widths(1.0), FIRST
-    for _ in range(STEPS):
+    within, beyond, best, gone = Tried(0.0, 0.0), Tried(1.0, math.inf), widths(1.0), FIRST
+    before: list[Tried] = []
+    for step in range(STEPS):
+        learning = learn is not None and step < ROUNDS
         try:
             kept = widths(1 - gone)
         except InvalidInputError:  # less than one unit in every site
-            beyond = gone, math.inf
+            beyond = Tried(gone, math.inf)
         else:
             value = figure(measure(kept), kind)
-            loss = 1 - value if upward else value
-            if loss > allowed:
-                beyond = gone, loss
+            now = Tried(gone, 1 - value if upward else value)
+            before.append(now)
+            if now.loss > allowed:
+                beyond = now
             else:
-                within, best = (gone, loss), kept
-                if loss >= NEAR * allowed:
-                    break
-        if beyond[0] - within[0] <= CLOSE:
+                within, best = now, kept
+            if learn is not None and learning:
+                learn(kept)
+                beyond = beyond if math.isinf(beyond.loss) else Tried(1.0, math.inf)  # what was beyond may keep it now
+            elif within is now and now.loss >= NEAR * allowed:
+                break
+        if beyond.gone - within.gone <= CLOSE:
             break
-        gone = between(within, beyond, allowed * (1 + NEAR) / 2)
+        gone = between(within, beyond, allowed * (1 + NEAR) / 2, before)
     return best
 
 
-def between(within: tuple[float, float], beyond: tuple[float, float], loss: float) -> float:
-    """Where a loss is to be expected between two trials, (share that is gone, loss) each, by loss = c·gone^p.
+def between(within: Tried, beyond: Tried, loss: float, before: Sequence[Tried] = ()) -> float:
+    """The share at which a loss is to be expected, between two trials, by loss = c·gone^p.
+
+    Args:
+        within: the largest share that lost less. beyond: the smallest that lost more. loss: that is looked for.
+        before: all trials, of which others say p where only one of the two says something.
 
     Example:
-        >>> round(between((0.1, 0.01), (0.5, 0.25), 0.04), 6), round(between((0.0, 0.0), (0.5, 0.25), 0.04), 6)
+        >>> one, other = Tried(0.1, 0.01), Tried(0.5, 0.25)
+        >>> round(between(one, other, 0.04), 6), round(between(Tried(0.0, 0.0), other, 0.04), 6)
         (0.2, 0.2)
+        >>> round(between(Tried(0.0, 0.0), Tried(0.25, 0.5), 0.2, [Tried(0.5, 1.0), Tried(0.25, 0.5)]), 6)
+        0.1
     """
-    (a, x), (b, y) = within, beyond
-    known = [(share, value) for share, value in (within, beyond) if share > 0 and 0 < value < math.inf]
-    guess = (a + b) / 2
-    if len(known) == 2 and y > x:
-        power = max(math.log(y / x) / math.log(b / a), 0.1)
-        guess = a * (loss / x) ** (1 / power)
-    elif known and not (b < 1 and math.isinf(y)):  # where fewer units cannot be had the loss says nothing
-        share, value = known[0]
-        guess = share * (loss / value) ** (1 / POWER)
+    a, b = within.gone, beyond.gone
+    guess, known = (a + b) / 2, [one for one in (within, beyond, *before[::-1]) if one.telling]
+    if known and not (b < 1 and math.isinf(beyond.loss)):  # where fewer units cannot be had the loss says nothing
+        near = min(known[:2], key=lambda one: abs(math.log(one.loss / loss)))
+        power = next((power for one in known if (power := near.power(one)) > 0), POWER)
+        guess = near.gone * (loss / near.loss) ** (1 / max(power, 0.1))
     edge = (b - a) / 16
     return min(max(guess, a + edge), b - edge)
 

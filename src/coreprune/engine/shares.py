@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection, Tap
 
-__all__ = ["Loss", "balanced", "lost"]
+__all__ = ["Balance", "Loss", "balanced", "lost"]
 
 #: tokens, or numbers of other inputs, that the loss is shared out on
 TOKENS, NUMBERS = 4096, 2**20
@@ -147,6 +148,55 @@ def _error(y: Tensor, z: Tensor) -> _Lost:
 # ---------------------------------------------------------------- widths
 
 
+class Balance:
+    """Error curves of the sites, scaled to what each was found to cost the whole network.
+
+    Attributes:
+        curves: by site, to share a budget out by. Until something is learnt all sites lose one share under them.
+    """
+
+    def __init__(self, found: Inspection, tensors: Mapping[str, Tensor], request: Request, survey: Survey) -> None:
+        """A network whose costs are not known yet.
+
+        Args:
+            found: sites with their captured graphs, of which the first is the whole network's.
+            tensors: parameters and buffers, by name; not changed. request: how to cut. survey: of all sites.
+        """
+        self._found, self._tensors, self._survey = found, tensors, survey
+        self._request = replace(request, progress=None)
+        self._scales = dict.fromkeys(survey.curves, math.nan)
+        self.curves: Mapping[str, Tensor] = _alike(found)
+
+    @cached_property
+    def _few(self) -> list[Arguments]:
+        """Inputs that what is lost is shared out on."""
+        limit = TOKENS if token_tables(self._found.graphs[0]) else NUMBERS
+        return spaced(list(inputs(self._found.graphs[0], self._request.prior, self._request.seed)), limit)
+
+    @cached_property
+    def _held(self) -> Mapping[str, Tensor]:
+        """The tensors, of a language model in fewer bits."""
+        captured = self._found.graphs[0]
+        return reduced(captured, self._tensors) if token_tables(captured) else self._tensors
+
+    def learn(self, kept: Widths) -> float:
+        """What the network loses with so many units in each site; the curves are scaled by the shares of the sites.
+
+        Raises:
+            RuntimeError: no gradient comes through what the network does.
+        """
+        captured = self._found.graphs[0]
+        cuts = decide_network(self._found, self._tensors, kept, self._request, self._survey)
+        pairs = [tapped(self._found, cut) for cut in cuts]
+        own = forced(self._request.prior) or normed(captured)
+        total, shares = lost(captured, self._held, pairs, self._few, batch_statistics=own)
+        found = {cut.site.name: one for cut, one in zip(cuts, shares, strict=True)}
+        self._scales = _scaled(self._scales, self._survey.curves, kept, found)
+        scaled = {name: curve * self._scales[name] for name, curve in self._survey.curves.items()}
+        self.curves = scaled | {name: _near(scaled[name], units) for name, units in kept.items()}
+        return total
+
+
 def balanced(
     found: Inspection,
     tensors: Mapping[str, Tensor],
@@ -160,34 +210,22 @@ def balanced(
     Where gradients cannot be taken it is shared out by the curves as they are.
 
     Args:
-        found: sites with their captured graphs, of which the first is the whole network's.
-        tensors: parameters and buffers, by name; not changed.
-        request: how to cut. survey: of all sites.
+        found, tensors, request, survey: see `Balance`.
         allocated: units to keep within the budget, for error curves by site.
     """
-    captured, quiet = found.graphs[0], replace(request, progress=None)
-    curves, scales = survey.curves, dict.fromkeys(survey.curves, math.nan)
-    kept = allocated(_alike(found))
-    if kept == allocated(curves):  # nothing is free
+    balance = Balance(found, tensors, request, survey)
+    kept = allocated(balance.curves)
+    if kept == allocated(survey.curves):  # nothing is free
         return kept
-    limit = TOKENS if token_tables(captured) else NUMBERS
-    few = spaced(list(inputs(captured, request.prior, request.seed)), limit)
-    own = forced(request.prior) or normed(captured)
-    held = reduced(captured, tensors) if token_tables(captured) else tensors
     tried: list[tuple[float, Widths]] = []
     while True:
-        cuts = decide_network(found, tensors, kept, quiet, survey)
-        pairs = [tapped(found, cut) for cut in cuts]
         try:
-            total, shares = lost(captured, held, pairs, few, batch_statistics=own)
-        except RuntimeError:  # no gradient comes through what the network does
-            return allocated(curves)
-        tried.append((total, kept))
-        if len(tried) > ROUNDS or not cuts:
+            tried.append((balance.learn(kept), kept))
+        except RuntimeError:
+            return allocated(survey.curves)
+        if len(tried) > ROUNDS:
             return min(tried, key=lambda one: one[0])[1]
-        scales = _scaled(scales, curves, kept, {cut.site.name: one for cut, one in zip(cuts, shares, strict=True)})
-        scaled = {name: curve * scales[name] for name, curve in curves.items()}
-        kept = allocated(scaled | {name: _near(scaled[name], units) for name, units in kept.items()})
+        kept = allocated(balance.curves)
 
 
 def _alike(found: Inspection) -> dict[str, Tensor]:
