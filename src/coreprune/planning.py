@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from coreprune.budget import Remove, Widths, allocate, check_fraction, draws_of, number_of, widths
 from coreprune.engine.correction import corrections
-from coreprune.engine.driven import Trial, asked_of, driven
+from coreprune.engine.driven import Trial, asked_of, driven, to_measure
 from coreprune.engine.imposed import imposed
 from coreprune.engine.inputs import Prior, forced, inputs, prior_of, settled
 from coreprune.engine.latency import arguments_of, fitted, with_table
 from coreprune.engine.local import Request, curves, decide
 from coreprune.engine.network import Survey, decide_network, surveyed
 from coreprune.engine.norms import Norms
-from coreprune.engine.outputs import Held, at_hand, compared, held_out
+from coreprune.engine.outputs import at_hand, compared, held_out
 from coreprune.engine.probes import token_tables
 from coreprune.engine.shares import Balance, balanced
 from coreprune.engine.turning import turned
@@ -92,7 +92,7 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
     request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, usual, norms, wish.clock)
     with wish.clock.stage("selecting"):
-        kept, errors, survey, measured, cuts = _widths(model, seen, tensors, wish, request, prior)
+        kept, errors, survey, measured, cuts, nearer = _widths(model, seen, tensors, wish, request, prior)
     drawn = draws_of(found, wish.draws or {}, kept, wish.ignore)
     if found.graphs and drawn:
         raise InvalidInputError("draws= was asked of a network that is no stack: use units= or remove=")
@@ -102,23 +102,30 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
         elif cuts is None or drawn:
             cuts = decide(model, found, tensors, kept, replace(request, draws=drawn))
         cuts = tuple(_with_curve(cut, errors) for cut in cuts)
-    shifts: dict[str, Tensor] = {}
+
+    def whole(cuts: tuple[Cut, ...], shifts: Mapping[str, Tensor]) -> Made:
+        made = Made(cuts, tensors, shifts)
+        if not corrected:
+            return made
+        with wish.clock.stage("correcting"):
+            return made.shifted(corrections(seen, tensors, made, inputs(seen.graphs[0], law, wish.seed), request.norms))
+
+    made: Made | None = None
     if method.turns and found.graphs:
         with wish.clock.stage("turning"):
             given = list(inputs(seen.graphs[0], law, wish.seed))
-            own = forced(law)
-            cuts, shifts = turned(
-                seen, tensors, cuts, given, seed=wish.seed, batch_statistics=own, progress=wish.progress
+            new = turned(
+                seen, tensors, cuts, given, seed=wish.seed, batch_statistics=forced(law), progress=wish.progress
             )
-    made = Made(cuts, tensors, shifts)
-    if corrected:
-        with wish.clock.stage("correcting"):
-            moved = corrections(seen, tensors, made, inputs(seen.graphs[0], law, wish.seed), request.norms)
-            shifts, made = shifts | moved, made.shifted(moved)
+        made = whole(*new)
+        if nearer is not None:
+            outputs = nearer(made)
+            made, measured = (None, measured) if outputs is None else (made, {"outputs": outputs})
+    made = made or whole(cuts, {})
     recipe = _recipe(found, example_inputs, wish, law, drawn) | dict(measured)
     recipe |= {} if reason is None else {"prior_reason": reason}
-    recipe["weights"] = marks_of(tensors, [cut.site.incoming.tensor for cut in cuts])
-    return Decision(Plan(cuts, recipe, found.shapes, shifts), made, prior)
+    recipe["weights"] = marks_of(tensors, [cut.site.incoming.tensor for cut in made.cuts])
+    return Decision(Plan(made.cuts, recipe, found.shapes, made.shifts), made, prior)
 
 
 @graded
@@ -140,17 +147,6 @@ def measured_outputs(
         except InvalidInputError:  # nobody asked for it, and the cut itself was checked
             return None
     return None if held is None or outputs is None or not outputs.finite else held.facts(outputs)
-
-
-def _to_measure(model: nn.Module, found: Inspection, wish: Wish, prior: Prior) -> Held:
-    """Inputs that the outputs are measured on."""
-    held = held_out(prior, model, found.graphs[0], wish.seed, wish.progress)
-    if held is None:
-        raise InvalidInputError(
-            f"a budget of {next(iter(wish.budget or ()))!r} was asked, but there are no inputs to measure on: give a "
-            "loader that can be read again, or capture='export'"
-        )
-    return held
 
 
 def _observed(model: nn.Module, found: Inspection, prior: Prior, wish: Wish) -> tuple[Gaussian | Data, Inspection]:
@@ -212,6 +208,7 @@ class _Kept(NamedTuple):
     survey: Survey | None = None
     measured: Mapping[str, Any] = {}
     cuts: tuple[Cut, ...] | None = None
+    nearer: Callable[[Made], dict[str, Any] | None] | None = None
 
 
 def _widths(
@@ -237,18 +234,14 @@ def _widths(
         trial = Trial(model, found, tensors, replace(request, progress=None), survey, batches)
         balance = Balance(found, tensors, request, survey) if _balances(found, wish, prior) else None
         with wish.clock.stage("measuring"):
-            held = _to_measure(model, found, wish, prior)
-        kept, outputs = driven(
-            trial,
-            held,
-            lambda share, by: allocate(found, by, {"params": f"{100 * share!r}%"}, **shares),
-            asked,
-            wish.clock,
-            errors,
-            balance,
-            wish.progress,
+            held = to_measure(model, found.graphs[0], prior, wish.seed, asked[0], wish.progress)
+        best = driven(
+            trial, held, lambda share, by: allocate(found, by, {"params": f"{100 * share!r}%"}, **shares),
+            asked, wish.clock, errors, balance, wish.progress,
+        )  # fmt: skip
+        return _Kept(
+            best.kept, errors, survey, {"outputs": best.outputs}, nearer=lambda made: best.nearer(trial.of(made))
         )
-        return _Kept(kept, errors, survey, {"outputs": outputs})
     itemsize = next(iter(tensors.values())).element_size()
 
     def shared(by: Mapping[str, Tensor]) -> Widths:

@@ -6,14 +6,18 @@ import math
 
 import pytest
 import torch
-from helpers import Branches
+from helpers import Branches, seeded
+from torch import nn
 
 import coreprune as cp
 from coreprune import planning
 from coreprune.engine import shares
 from coreprune.engine.driven import NEAR, STEPS, Tried, asked_of, between, largest
-from coreprune.engine.outputs import Outputs
+from coreprune.engine.outputs import Outputs, compared
+from coreprune.engine.turning import Turned
 from coreprune.errors import InvalidInputError
+
+IMAGE = torch.zeros(2, 3, 9, 9)
 
 
 def test_the_largest_cut_against_every_share():
@@ -160,3 +164,45 @@ class TestLearning:
         trials = [one for one in told if "trial of" in one[2]]
         assert len(trials) == small.plan.recipe["outputs"]["tried"]
         assert (STEPS, STEPS, "") in told
+
+
+class TestTurning:
+    """Units that turn after the trials."""
+
+    @staticmethod
+    def made():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+        ).eval()  # fmt: skip
+
+    def both(self):
+        asked = {"budget": {"output_error": 0.3}, "data": self.batches()}
+        return (cp.prune(self.made(), IMAGE, method=method, **asked) for method in ("kernel", "refined"))
+
+    @staticmethod
+    def batches():
+        return [torch.randn(128, 3, 9, 9, generator=seeded(i)) for i in range(8)]
+
+    def test_what_is_said_is_measured_of_the_network_that_turned(self):
+        trials, small = self.both()
+        assert small.plan.kept == trials.plan.kept
+        calls = [((self.batches()[0],), {})]
+        said = small.plan.recipe["outputs"]
+        assert said["output_error"] == pytest.approx(
+            compared(self.made(), small.model, calls, ()).output_error, rel=1e-4
+        )
+        assert said["output_error"] < trials.plan.recipe["outputs"]["output_error"]
+        assert said["asked"] == {"output_error": 0.3}
+
+    def test_what_is_farther_after_it_turned_is_not_taken(self, monkeypatch):
+        def astray(found, tensors, cuts, *_, **__):
+            last = next(name for name in tensors if name.endswith("6.bias"))
+            return Turned(cuts, {last: torch.ones(5)})
+
+        monkeypatch.setattr(planning, "turned", astray)
+        trials, small = self.both()
+        assert small.plan.recipe["outputs"] == trials.plan.recipe["outputs"]
+        for a, b in zip(trials.model.parameters(), small.model.parameters(), strict=True):
+            assert torch.equal(a, b)

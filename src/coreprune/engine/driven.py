@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -19,19 +20,20 @@ from torch import Tensor, nn
 from coreprune.budget import MEASURED, Widths, number_of
 from coreprune.clock import Clock
 from coreprune.engine.correction import corrections
+from coreprune.engine.inputs import Prior
 from coreprune.engine.local import Progress, Request
 from coreprune.engine.network import Survey, decide_network
-from coreprune.engine.outputs import MEASURES, Held, Outputs, compared
+from coreprune.engine.outputs import MEASURES, Held, Outputs, compared, held_out
 from coreprune.engine.probes import token_tables
 from coreprune.engine.shares import ROUNDS, Balance
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import Arguments
+from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection
 from coreprune.plan import Made
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
 
-__all__ = ["Trial", "Tried", "asked_of", "between", "driven", "largest"]
+__all__ = ["Driven", "Trial", "Tried", "asked_of", "between", "driven", "largest", "to_measure"]
 
 STEPS = 10  # trials at most
 FIRST, POWER = 0.25, 2.0  # the share of parameters that goes first, and p where one trial is all that is known
@@ -107,10 +109,44 @@ class Trial:
         made = Made(cuts, self._tensors)
         if self._batches is not None:
             made = made.shifted(corrections(self._found, self._tensors, made, self._batches(), self._request.norms))
-        changed = made.rounded
-        small = spared_copy(self.model, changed)
-        install(small, changed, follow(self.model, cuts))
+        return self.of(made)
+
+    def of(self, made: Made) -> nn.Module:
+        """The network that some cuts make."""
+        small = spared_copy(self.model, made.rounded)
+        install(small, made.rounded, follow(self.model, made.cuts))
         return small
+
+
+def to_measure(
+    model: nn.Module, captured: Captured, prior: Prior, seed: int, kind: str, progress: Progress | None
+) -> Held:
+    """Inputs that a budget of this kind is measured on.
+
+    Raises:
+        InvalidInputError: none can be had.
+    """
+    held = held_out(prior, model, captured, seed, progress)
+    if held is None:
+        raise InvalidInputError(
+            f"a budget of {kind!r} was asked, but there are no inputs to measure on: give a loader that can be read "
+            "again, or capture='export'"
+        )
+    return held
+
+
+@dataclass(frozen=True)
+class Driven:
+    """What trials found.
+
+    Attributes:
+        kept: units, by site, of the largest cut that keeps what is asked. outputs: what was measured of it.
+        nearer: what is measured of another network, on the same inputs; None where it is farther from the dense one.
+    """
+
+    kept: Widths
+    outputs: dict[str, Any]
+    nearer: Callable[[nn.Module], dict[str, Any] | None]
 
 
 def driven(
@@ -122,8 +158,8 @@ def driven(
     curves: Mapping[str, Tensor],
     balance: Balance | None = None,
     progress: Progress | None = None,
-) -> tuple[Widths, dict[str, Any]]:
-    """The widths of the largest cut that keeps what is asked, and what was measured of it.
+) -> Driven:
+    """The largest cut that keeps what is asked.
 
     Args:
         trial: cuts copies. held: inputs to measure on. asked: measure and limit. clock: takes the time of measuring.
@@ -139,10 +175,16 @@ def driven(
         if key not in known:
             if progress:
                 progress(len(known), STEPS, f"trial of {sum(kept.values()):,} units")
-            small = trial.at(kept)
-            with clock.stage("measuring"):
-                known[key] = compared(trial.model, small, held.calls, trial.tables)
+            known[key] = outputs_of(trial.at(kept))
         return known[key]
+
+    def outputs_of(small: nn.Module) -> Outputs | None:
+        with clock.stage("measuring"):
+            return compared(trial.model, small, held.calls, trial.tables)
+
+    def facts(outputs: Outputs | None) -> dict[str, Any]:
+        assert outputs is not None
+        return held.facts(outputs) | {"asked": {asked[0]: asked[1]}, "tried": len(known)}
 
     def learn(kept: Widths) -> None:
         nonlocal by
@@ -155,11 +197,15 @@ def driven(
                 by = curves
 
     kept = largest(lambda share: allocated(share, by), measure, *asked, learn=learn if balance is not None else None)
-    outputs = measure(kept)
-    assert outputs is not None
+    best = measure(kept)
     if progress:
         progress(STEPS, STEPS, "")
-    return kept, held.facts(outputs) | {"asked": {asked[0]: asked[1]}, "tried": len(known)}
+
+    def nearer(small: nn.Module) -> dict[str, Any] | None:
+        found = outputs_of(small)
+        return None if loss_of(found, asked[0]) > loss_of(best, asked[0]) else facts(found)
+
+    return Driven(kept, facts(best), nearer)
 
 
 def largest(
@@ -182,8 +228,7 @@ def largest(
     Raises:
         InvalidInputError: the outputs have no such figure, or are not finite.
     """
-    upward = MEASURES[kind][1]
-    allowed = 1 - limit if upward else limit
+    allowed = 1 - limit if MEASURES[kind][1] else limit
     within, beyond, best, gone = Tried(0.0, 0.0), Tried(1.0, math.inf), widths(1.0), FIRST
     before: list[Tried] = []
     for step in range(STEPS):
@@ -193,8 +238,7 @@ def largest(
         except InvalidInputError:  # less than one unit in every site
             beyond = Tried(gone, math.inf)
         else:
-            value = figure(measure(kept), kind)
-            now = Tried(gone, 1 - value if upward else value)
+            now = Tried(gone, loss_of(measure(kept), kind))
             before.append(now)
             if now.loss > allowed:
                 beyond = now
@@ -233,6 +277,12 @@ def between(within: Tried, beyond: Tried, loss: float, before: Sequence[Tried] =
         guess = near.gone * (loss / near.loss) ** (1 / max(power, 0.1))
     edge = (b - a) / 16
     return min(max(guess, a + edge), b - edge)
+
+
+def loss_of(found: Outputs | None, kind: str) -> float:
+    """What one of the figures says is lost; it is 0 for the same outputs."""
+    value = figure(found, kind)
+    return 1 - value if MEASURES[kind][1] else value
 
 
 def figure(found: Outputs | None, kind: str) -> float:
