@@ -570,9 +570,20 @@ FAULTS = [
         Steps.put | the tensors stay those of the start
         runner.env[node] = tensors[name].detach().to(value)
         pass
-        _scheduled | all that stands before a value is computed with it
-        if writes and waiting:
-        if waiting:
+        """),
+    *_of("engine/schedule.py", "tests/engine/test_schedule.py", rows="""
+        scheduled | all that stands before a value is computed with it
+        waiting = [by_name[name] for name in names]
+        waiting = nodes[: 1 + max(nodes.index(by_name[name]) for name in names)]
+        scheduled | what is written into a value is forgotten
+        waiting += before[node]
+        waiting += node.all_input_nodes
+        _before | a write does not wait for what reads before it
+        result[node] |= readers.pop(value, set())
+        pass
+        _source | a piece has memory of its own
+        value.target is operator.getitem or aliases(value.target)
+        aliases(value.target)
         """),
     *_of("engine/runner.py", "tests/engine/test_turning.py", rows="""
         part_between | a part may be used from outside

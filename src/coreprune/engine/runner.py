@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from coreprune.engine.double import aliases, mapped, written
+from coreprune.engine.double import mapped, written
 from coreprune.engine.norms import Norms, normalised, normalises
 from coreprune.engine.precision import product
+from coreprune.engine.schedule import ends_of, scheduled, written_into
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Tap
 
@@ -67,7 +68,7 @@ def _fed(
     captured: Captured, tensors: Mapping[str, Tensor], arguments: Arguments, device: torch.device
 ) -> Sequence[Any]:
     """Values of the graph's placeholders, copies of those that the code writes into."""
-    changed = _written(captured.graph.graph)
+    changed = written_into(captured.graph.graph)
     holders = [n.name for n in captured.graph.graph.nodes if n.op == "placeholder"]
     feed = captured.feed(tensors, arguments)
     for i, (name, value) in enumerate(zip(holders, feed, strict=True)):
@@ -102,9 +103,9 @@ class Steps:
         """
         self._states = captured.states
         self._left = Counter(name for names in wanted for name in set(names))
-        order = _scheduled(captured.graph.graph, wanted)
+        order = scheduled(captured.graph.graph, wanted)
         self._order = iter(order)
-        ends = _ends([node for nodes in order for node in nodes])
+        ends = ends_of([node for nodes in order for node in nodes])
         self._passes: list[tuple[_Runner, dict[str, Any]]] = []
         for arguments in batches:
             how = _How({}, None, _device(captured, tensors, arguments), batch_statistics, norms=None)
@@ -140,36 +141,6 @@ class Steps:
                 name = self._states.get(node.name)
                 if name is not None and name in tensors:
                     runner.env[node] = tensors[name].detach().to(value)
-
-
-def _scheduled(graph: fx.Graph, wanted: Sequence[Sequence[str]]) -> list[list[fx.Node]]:
-    """For every call, the nodes that it needs and none before did; all up to it where the code writes into values."""
-    nodes, by_name = list(graph.nodes), {node.name: node for node in graph.nodes}
-    writes = any(written(node.target) for node in nodes)
-    done: set[fx.Node] = set()
-    result = []
-    for i, names in enumerate(wanted):
-        needed = {node for node in nodes if node.op == "placeholder"} if i == 0 else set[fx.Node]()
-        waiting = [by_name[name] for name in names]
-        if writes and waiting:
-            waiting += nodes[: max(nodes.index(node) for node in waiting)]
-        while waiting:
-            node = waiting.pop()
-            if node not in done and node not in needed:
-                needed.add(node)
-                waiting += node.all_input_nodes
-        result.append([node for node in nodes if node in needed])
-        done |= needed
-    return result
-
-
-def _ends(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For every node, the values that no node behind it reads, in this order."""
-    last = {node: node for node in nodes} | {a: node for node in nodes for a in node.all_input_nodes}
-    result: dict[fx.Node, list[fx.Node]] = {}
-    for a, node in last.items():
-        result.setdefault(node, []).append(a)
-    return result
 
 
 @dataclass(frozen=True)
@@ -349,18 +320,6 @@ def _located(graph: fx.GraphModule, taps: Iterable[Tap]) -> dict[fx.Node, list[T
     found: dict[fx.Node, list[Tap]] = {}
     for tap in taps:
         found.setdefault(nodes[tap.node, tap.operand], []).append(tap)
-    return found
-
-
-def _written(graph: fx.Graph) -> set[str]:
-    """Placeholders that the code writes into, directly or through a view."""
-    found = set()
-    for node in graph.nodes:
-        for value in (node.args[i] for i in written(node.target) if i < len(node.args)):
-            while isinstance(value, fx.Node) and value.op == "call_function" and aliases(value.target):
-                value = value.args[0]  # noqa: PLW2901
-            if isinstance(value, fx.Node):
-                found.add(value.name)
     return found
 
 
