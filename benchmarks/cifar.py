@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["CLASSES", "NETWORKS", "load", "pictures", "resnet20", "standardised", "vgg16"]
+__all__ = ["CLASSES", "NETWORKS", "load", "pictures", "resnet20", "resnet56", "standardised", "vgg16"]
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 #: mean and standard deviation of the training pixels, per colour, of bytes / 255
@@ -126,6 +126,11 @@ def resnet20() -> nn.Module:
     return _initialised(ResNet())
 
 
+def resnet56() -> nn.Module:
+    """ResNet-56, 0.86 million parameters, untrained."""
+    return _initialised(ResNet(9))
+
+
 def vgg16(width: float = 1.0) -> nn.Module:
     """VGG-16 with BatchNorm, 14.7 million parameters at width 1, untrained; `width` scales every layer."""
     return _initialised(VGG(width))
@@ -139,6 +144,7 @@ def vgg16_half() -> nn.Module:
 #: name of a network → what makes it, untrained
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "resnet20": resnet20,
+    "resnet56": resnet56,
     "vgg16": vgg16,
     "vgg16-half": vgg16_half,
 }
