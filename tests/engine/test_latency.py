@@ -118,28 +118,56 @@ def test_slopes_are_found_on_a_network_whose_times_are_known(monkeypatch):
     assert table["tensors"] == pytest.approx({"up.weight": 0.32, "down.weight": 0.96}, rel=1e-5)
 
 
-def test_a_table_is_corrected_until_what_was_won_is_what_it_promised(monkeypatch):
-    """A network of which only half the promised time can be won: the slopes are halved, and more is cut."""
+@pytest.mark.parametrize("wins", [(0.5, 0.5, 0.5), (0.1, 1.0, 1.0), (1.0, 0.7, 0.0)])
+def test_a_table_is_corrected_until_what_was_won_is_what_it_promised(monkeypatch, wins):
+    """A network of which only a part of the promised time can be won, of each tensor another one."""
     net = lenet_like()
-    tables = []
+    won = {name: share * slope for share, (name, slope) in zip(wins, TABLE["tensors"].items(), strict=True)}
     dense = {name: t.numel() for name, t in net.named_parameters()}
 
-    def ratio(model, small, owners, arguments):
+    def compared(model, small, owners, arguments):
         left = {name: t.numel() / dense[name] for name, t in small.named_parameters()}
-        saved = sum(TABLE["tensors"][n] * (1 - left[n]) for n in TABLE["tensors"])
-        return 1 - 0.5 * saved / TABLE["seconds"]
+        saved = {name: slope * (1 - left[name]) for name, slope in won.items()}
+        return 1 - sum(saved.values()) / TABLE["seconds"], saved
 
     def widths(table):
-        tables.append(table)
         return allocate(FOUND, curves(0), {"latency": "75%", "table": table})
 
-    monkeypatch.setattr(latency, "_ratio", ratio)
+    monkeypatch.setattr(latency, "_compared", compared)
     kept, table = latency.fitted(net, FOUND, ((), {}), {**TABLE, "fresh": True}, widths)
-    halves = {name: value / 2 for name, value in TABLE["tensors"].items()}
-    assert table == {"seconds": 0.010, "tensors": pytest.approx(halves)}
-    assert kept == allocate(FOUND, curves(0), {"latency": "75%", "table": table})
-    assert len(tables) == 2
-    assert sum(kept.values()) < sum(widths(TABLE).values())
+    assert kept == widths(table)
+    assert "fresh" not in table
+    a, b = kept["0"] / 16, kept["2"] / 12
+    saved = sum(slope * (1 - left) for slope, left in zip(won.values(), (a, a * b, b), strict=True))
+    assert 0.25 - latency.CLOSE <= saved / TABLE["seconds"] <= 0.25 + latency.CLOSE + 0.06  # a unit is 6 % of the time
+    for name, slope in won.items():
+        assert abs(table["tensors"][name] - slope) <= abs(TABLE["tensors"][name] - slope) + 1e-9
+
+
+def test_where_no_cut_wins_enough_what_came_nearest_is_taken(monkeypatch):
+    net = lenet_like()
+    monkeypatch.setattr(latency, "_compared", lambda *_: (0.95, {"0.weight": 0.0005, "2.weight": 0.0, "4.weight": 0.0}))
+
+    def widths(table):
+        return allocate(FOUND, curves(0), {"latency": "75%", "table": table})
+
+    kept, table = latency.fitted(net, FOUND, ((), {}), {**TABLE, "fresh": True}, widths)
+    assert kept == widths(table)
+    with pytest.raises(InvalidInputError, match="too little was left"):
+        latency.fitted(net, FOUND, ((), {}), {**TABLE, "tensors": {"0.weight": 1e-6}}, widths)
+
+
+def test_both_networks_are_timed_on_one_clock(monkeypatch):
+    """A clock that is moved by hand: what is saved is that of the entries that are gone, and the ratio has the rest."""
+    now = [0.0]
+    net, less = Clocked(now), Clocked(now)
+    less.up, less.down = nn.Linear(4, 2), nn.Linear(2, 4)
+    found = discover(net, torch.zeros(2, 4))
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(latency, "SECONDS", 0)
+    ratio, saved = latency._compared(net, less, latency._owners(net, found), ((torch.zeros(2, 4),), {}))
+    assert saved == pytest.approx({"up.weight": 0.24, "down.weight": 0.72})
+    assert ratio == pytest.approx((2.78 - 0.96) / 2.78)
 
 
 def _copied(model, clock):

@@ -7,8 +7,8 @@ stands at the start of every module that owns a tensor. What passes until the ne
 its product, and what follows it. τ_t is the slope of these times over the entries that are left, by least squares, and
 base what does not shrink; a time is the first quartile of many runs. The table is of one machine, its threads, and
 the inputs' shapes. It knows nothing of steps, as where a kernel does 16 channels in the time of 13: so the widths that
-it leads to are timed too, and all slopes are multiplied by the share of what they promised that was won, until the
-two agree (`fitted`).
+it leads to are timed too, and the slopes go towards what was won there, tensor by tensor, until they promise as much
+(`fitted`).
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ __all__ = ["arguments_of", "fitted", "measured_table", "table_of", "with_table"]
 #: shares of units that copies are left with
 SHARES = (0.75, 0.5, 0.25)
 FEWEST, MOST, SECONDS = 5, 100, 4.0  # runs of each network, and time to spend
-#: times that a table is corrected, and the difference from what was measured that it may keep
-ROUNDS, CLOSE = 4, 0.02
+#: times that a table is corrected, the share of all time that it may be wrong by then, and the share of a tensor's
+#: entries that must go for its time to say something
+ROUNDS, CLOSE, LITTLE = 12, 0.01, 0.05
 
 
 def with_table(
@@ -89,31 +90,61 @@ def fitted(
         model: not changed. found: its sites. arguments: of the call. table: as it was measured, which its entry
             "fresh" says. widths: that a table gives.
     """
-    now, kept = {key: value for key, value in table.items() if key != "fresh"}, widths(table)
+    now, owners = {key: value for key, value in table.items() if key != "fresh"}, _owners(model, found)
+    whole, dense = now["seconds"], tensors_of(model)
+    tried: list[tuple[bool, float, dict[str, int], dict[str, Any]]] = []
     for _ in range(ROUNDS):
-        small = _left(model, found, kept)
-        sizes, dense = tensors_of(small), tensors_of(model)
-        promised = sum(s * (1 - sizes[name].numel() / dense[name].numel()) for name, s in now["tensors"].items())
-        won = now["seconds"] * (1 - _ratio(model, small, _owners(model, found), arguments))
-        if promised <= 0 or abs(won - promised) <= CLOSE * now["seconds"]:
+        try:
+            kept = widths(now)
+        except InvalidInputError:  # what was won falls short, and no cut promises enough any more
+            if not tried:
+                raise
             break
-        most = now["seconds"] / sum(now["tensors"].values())
-        factor = min(max(won / promised, 0.25), most)
-        now["tensors"] = {name: float(f"{factor * s:.6g}") for name, s in now["tensors"].items()}
-        kept = widths(now)
-    return kept, now
+        small = _left(model, found, kept)
+        sizes = tensors_of(small)
+        gone = {name: 1 - sizes[name].numel() / dense[name].numel() for name in now["tensors"]}
+        promised = sum(slope * gone[name] for name, slope in now["tensors"].items())
+        ratio, saved = _compared(model, small, owners, arguments)
+        short, near = promised - whole * (1 - ratio), CLOSE * whole
+        tried.append((short > near, abs(short), kept, now))
+        if promised <= 0 or abs(short) <= near:
+            break
+        now = {**now, "tensors": _corrected(now["tensors"], gone, saved, promised - short)}
+    return min(tried, key=lambda one: one[:2])[2:]
 
 
-def _ratio(dense: nn.Module, small: nn.Module, owners: Mapping[str, str], arguments: Arguments) -> float:
-    """Time of a small network over that of the dense one, in turns."""
-    runs: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
+def _corrected(
+    slopes: Mapping[str, float], gone: Mapping[str, float], saved: Mapping[str, float], won: float
+) -> dict[str, float]:
+    """Slopes half way to those of the straight lines between the dense network and a small one.
+
+    Args:
+        slopes: seconds by tensor. gone: share of its entries that the small network does without.
+        saved: seconds that went with them, each as measured. won: seconds in all, which the new lines together promise.
+    """
+    lines = {n: max(saved.get(n, 0.0), 0.0) / gone[n] if gone[n] >= LITTLE else slope for n, slope in slopes.items()}
+    promised = sum(line * gone[name] for name, line in lines.items())
+    factor = max(won, 0.0) / promised if promised > 0 else 0.0
+    return {name: float(f"{(factor * line + slopes[name]) / 2:.6g}") for name, line in lines.items()}
+
+
+def _compared(
+    dense: nn.Module, small: nn.Module, owners: Mapping[str, str], arguments: Arguments
+) -> tuple[float, dict[str, float]]:
+    """Time of a small network over that of the dense one, in turns, and what each tensor's is shorter by, in seconds.
+
+    The ratio is of calls without a clock inside, which weighs more where there is less to do.
+    """
+    plain: tuple[list[float], list[float]] = ([], [])
+    parts: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
     with evaluating(dense, small), torch.no_grad():
         end = time.perf_counter() + SECONDS / 2
-        while len(runs[0]) < FEWEST or (time.perf_counter() < end and len(runs[0]) < MOST):
-            for network, times in zip((dense, small), runs, strict=True):
-                times.append(_timed(network, owners, arguments))
-    whole, less = (sum(_typical(times, name) for name in times[-1]) for times in runs)
-    return less / whole
+        while len(plain[0]) < FEWEST or (time.perf_counter() < end and len(plain[0]) < MOST):
+            for network, times, own in zip((dense, small), plain, parts, strict=True):
+                times.append(sum(_timed(network, {}, arguments).values()))
+                own.append(_timed(network, owners, arguments))
+    whole, less = (_quick(times) for times in plain)
+    return less / whole, {n: _typical(parts[0], n) - _typical(parts[1], n) for n in dict.fromkeys(owners.values())}
 
 
 def table_of(given: Any, inspection: Inspection) -> dict[str, Any]:
@@ -192,7 +223,11 @@ def measured_table(
 
 def _typical(runs: Sequence[Mapping[str, float]], name: str) -> float:
     """The first quartile of a tensor's times: what else the machine does makes runs longer and none shorter."""
-    return float(np.quantile([run.get(name, 0.0) for run in runs], 0.25))
+    return _quick([run.get(name, 0.0) for run in runs])
+
+
+def _quick(times: Sequence[float]) -> float:
+    return float(np.quantile(times, 0.25))
 
 
 def _left(model: nn.Module, found: Inspection, widths: Mapping[str, int]) -> nn.Module:
@@ -230,10 +265,11 @@ def _timed(network: nn.Module, owners: Mapping[str, str], arguments: Arguments) 
 
     hooks = [network.get_submodule(path).register_forward_pre_hook(stamp(name)) for path, name in owners.items()]
     args, kwargs = arguments
+    waits = any(tensor.is_cuda for tensor in network.parameters())
     try:
         stamps.append(("", time.perf_counter()))
         network(*args, **kwargs)
-        if any(tensor.is_cuda for tensor in network.parameters()):
+        if waits:
             torch.cuda.synchronize()
         stamps.append(("", time.perf_counter()))
     finally:
