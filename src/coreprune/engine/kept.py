@@ -6,16 +6,17 @@ the same edits, and the cut network is compared with the dense one as ever: shif
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from coreprune.engine.descent import Batch, Left, median, positions, rows_of_all, weighed, wide
 from coreprune.engine.runner import Part, part_between
 from coreprune.maths.layer import Coreset
+from coreprune.model.capture import Captured
 from coreprune.model.site import Inspection, Reader
 from coreprune.model.tensors import narrow
 from coreprune.plan import Cut
@@ -44,7 +45,8 @@ class Work(NamedTuple):
 def works(found: Inspection, tensors: Mapping[str, Tensor], cuts: Sequence[Cut]) -> list[Work]:
     """The cuts that can be turned, in the order in which their inputs are there; no two of them share a tensor."""
     captured, result, taken = found.graphs[0], [], set[str]()
-    order = {node.name: i for i, node in enumerate(captured.graph.graph.nodes)}
+    nodes = {node.name: node for node in captured.graph.graph.nodes}
+    order = {name: i for i, name in enumerate(nodes)}
     for cut in cuts:
         site, taps = cut.site, [tap for taps in found.taps[cut.site.name] for tap in taps]
         once = len(taps) == len(site.readers)  # no reader is called twice
@@ -54,12 +56,13 @@ def works(found: Inspection, tensors: Mapping[str, Tensor], cuts: Sequence[Cut])
         if site.kind not in KINDS or captured.path or own & taken or not once or any(tap.graph for tap in taps):
             continue
         if any(
-            _puts(coreset) and not _takes(reader, tensors)
+            _puts(coreset) and reader.bias not in tensors
             for reader, coreset in zip(site.readers, cut.coresets, strict=True)
         ):
             continue
         held = frozenset(name for name in own if name in tensors)
-        part = part_between(captured, held, [tap.node for tap in taps])
+        ends = [_end(captured, nodes[tap.node], reader) for tap, reader in zip(taps, site.readers, strict=True)]
+        part = part_between(captured, held, ends)
         if part is not None and part.incoming:
             result.append(Work(cut, held, part))
             taken |= own
@@ -70,9 +73,14 @@ def _puts(coreset: Coreset) -> bool:
     return coreset.offset is not None and bool(coreset.offset.any())
 
 
-def _takes(reader: Reader, tensors: Collection[str]) -> bool:
-    """Whether the reader has a bias of its own, which a constant can go into before anything is cut."""
-    return reader.bias in tensors and reader.sign == 1
+def _end(captured: Captured, node: fx.Node, reader: Reader) -> str:
+    """The node behind which constants have arrived: the reader, or the BatchNorm whose running mean takes them up."""
+    for norm in node.users:
+        if str(norm.target).startswith("aten.batch_norm") and norm.args[0] is node and len(node.users) == 1:
+            mean = norm.args[3]
+            if isinstance(mean, fx.Node) and captured.states.get(mean.name) == reader.bias != "":
+                return norm.name
+    return node.name
 
 
 class Kept:
@@ -97,7 +105,7 @@ class Kept:
         device = next(iter(tensors.values())).device.type
         half = narrow(device) and all("linear" in str(node.target) for node in self.part.last)
         self.half = torch.autocast(device, dtype=torch.bfloat16, enabled=half)
-        self.axes = [1 if "conv" in str(node.target) else -1 for node in self.part.last]
+        self.axes = [1 if any(kind in str(node.target) for kind in ("conv", "batch_norm")) else -1 for node in self.part.last]
 
     def leaves(self) -> dict[str, Tensor]:
         """What may turn, to descend on."""
