@@ -551,7 +551,7 @@ FAULTS = [
         """),
     *_of("engine/together.py", "tests/engine/test_together.py", rows="""
         _windows | every site is a window of its own
-        len(current.works) < SITES
+        len(current.works) < most
         not current.works
         _behind | a window ends where a reader writes, not where all meets again
         if live == {node} and isinstance(node.meta.get("val"), Tensor):

@@ -113,11 +113,12 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
     made: Made | None = None
     if method.turns and found.graphs:
         with wish.clock.stage("turning"):
-            given = list(inputs(seen.graphs[0], law, wish.seed))
+            given, noise = list(inputs(seen.graphs[0], law, wish.seed)), isinstance(law, Gaussian)
             new = turned(
-                seen, tensors, cuts, given, seed=wish.seed, batch_statistics=forced(law), progress=wish.progress
-            )
-        made = whole(*new)
+                seen, tensors, cuts, given, seed=wish.seed, shifts={} if noise else whole(cuts, {}).shifts,
+                batch_statistics=noise, progress=wish.progress,
+            )  # fmt: skip
+        made = whole(*new) if noise else Made(new.cuts, tensors, new.shifts)
         if nearer is not None:
             outputs = nearer(made)
             made, measured = (None, measured) if outputs is None else (made, {"outputs": outputs})

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import coreprune as cp
-from coreprune.engine import descent, together
+from coreprune.engine import descent, turning
 from coreprune.engine.kept import works
 from coreprune.engine.runner import Steps, part_between
 from coreprune.engine.together import put, windows
-from coreprune.engine.turning import turned
+from coreprune.engine.turning import TOGETHER, turned
 from coreprune.model.discover import discover
 from coreprune.model.tensors import tensors_of
 
@@ -90,7 +90,7 @@ def prepared(reader):
     x = loader()
     found, tensors = discover(reader, x[0], "export"), tensors_of(reader)
     cuts = cut(reader, "kernel", x).plan.cuts
-    return found, tensors, cuts, windows(found.graphs[0], works(found, tensors, cuts))
+    return found, tensors, cuts, windows(found.graphs[0], works(found, tensors, cuts), TOGETHER)
 
 
 def test_five_sites_make_a_window_which_ends_in_the_stream(reader, prepared):
@@ -108,7 +108,7 @@ def test_five_sites_make_a_window_which_ends_in_the_stream(reader, prepared):
 
 
 def test_the_error_falls_on_inputs_that_nobody_descended_on(reader, monkeypatch):
-    monkeypatch.setattr(together, "EPOCHS", 12)  # inputs are few here
+    monkeypatch.setattr(turning, "EPOCHS", 12)  # inputs are few here
     monkeypatch.setattr(descent, "RATE", 2e-3)
     fresh = torch.cat(loader(seed=9))
 
@@ -204,7 +204,7 @@ def test_sites_that_do_not_meet_again_are_turned_alone():
     torch.manual_seed(0)
     model, x = Past().eval(), loader()
     found, tensors = discover(model, x[0], "export"), tensors_of(model)
-    made = windows(found.graphs[0], works(found, tensors, cut(model, "kernel", x).plan.cuts))
+    made = windows(found.graphs[0], works(found, tensors, cut(model, "kernel", x).plan.cuts), TOGETHER)
     assert sum(len(one.works) for one in made) == LAYERS
     ends = [node.name for node in made[0].part.last]
     own = frozenset(f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("gate", "up", "down"))
@@ -212,7 +212,6 @@ def test_sites_that_do_not_meet_again_are_turned_alone():
     assert all("turned" in one.evidence for one in cut(model, "refined", x).plan.cuts)
 
 
-def test_a_window_is_as_long_as_is_said(prepared, monkeypatch):
+def test_a_window_is_as_long_as_is_said(prepared):
     found, tensors, cuts, _ = prepared
-    monkeypatch.setattr(together, "SITES", 3)
-    assert [len(one.works) for one in windows(found.graphs[0], works(found, tensors, cuts))] == [3, 3, 1]
+    assert [len(one.works) for one in windows(found.graphs[0], works(found, tensors, cuts), 3)] == [3, 3, 1]

@@ -144,11 +144,17 @@ def test_convolutions_without_norms_turn_where_no_other_site_shares_a_tensor():
 
 
 def test_a_network_in_which_nothing_can_turn_is_refused():
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)
-    ).eval()
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+        def forward(self, x):
+            h = self.a(x).relu()
+            return self.b(h) + self.b(h.square())
+
     with pytest.raises(InvalidInputError, match=r"there is nothing to turn.*use method='kernel'"):
-        cp.prune(model, torch.zeros(2, 3, 8, 8), remove={"*": 0.5}, method="refined", prior="noise")
+        cp.prune(Twice().eval(), torch.zeros(2, 3, 8, 8), remove={"*": 0.5}, method="refined", prior="noise")
 
 
 def test_few_inputs_are_refused(gated):

@@ -17,7 +17,7 @@ from coreprune.engine.descent import Batch, Left, median, positions, rows_of_all
 from coreprune.engine.runner import Part, part_between
 from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Captured
-from coreprune.model.site import Inspection, Reader
+from coreprune.model.site import Inspection
 from coreprune.model.tensors import narrow
 from coreprune.plan import Cut
 from coreprune.surgery.edits import edited
@@ -35,11 +35,17 @@ class Turned(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A site that can be turned: its cut, the tensors that are its own, and what lies between it and its readers."""
+    """A site that can be turned.
+
+    Attributes:
+        cut: of the site. own: tensors that are its own. part: what lies between it and its readers.
+        behind: those of them by which BatchNorms shift what readers give.
+    """
 
     cut: Cut
     own: frozenset[str]
     part: Part
+    behind: frozenset[str]
 
 
 def works(found: Inspection, tensors: Mapping[str, Tensor], cuts: Sequence[Cut]) -> list[Work]:
@@ -52,7 +58,9 @@ def works(found: Inspection, tensors: Mapping[str, Tensor], cuts: Sequence[Cut])
         once = len(taps) == len(site.readers)  # no reader is called twice
         own = {at.tensor for at in site.locations} | {reader.bias for reader in site.readers}
         own |= {name for maker in found.makers[site.name] for name in (maker.bias, *(maker.norm or ())[:4])}
-        own -= {""}  # a bias that is not there
+        ends = [_end(captured, nodes[tap.node]) for tap in taps if not tap.graph]
+        behind = frozenset().union(*(names for _, names in ends))
+        own = (own | behind) - {""}  # a bias that is not there
         if site.kind not in KINDS or captured.path or own & taken or not once or any(tap.graph for tap in taps):
             continue
         if any(
@@ -61,10 +69,9 @@ def works(found: Inspection, tensors: Mapping[str, Tensor], cuts: Sequence[Cut])
         ):
             continue
         held = frozenset(name for name in own if name in tensors)
-        ends = [_end(captured, nodes[tap.node], reader) for tap, reader in zip(taps, site.readers, strict=True)]
-        part = part_between(captured, held, ends)
+        part = part_between(captured, held, [name for name, _ in ends])
         if part is not None and part.incoming:
-            result.append(Work(cut, held, part))
+            result.append(Work(cut, held, part, behind))
             taken |= own
     return sorted(result, key=lambda work: max(order[name] for name in work.part.incoming))
 
@@ -73,39 +80,54 @@ def _puts(coreset: Coreset) -> bool:
     return coreset.offset is not None and bool(coreset.offset.any())
 
 
-def _end(captured: Captured, node: fx.Node, reader: Reader) -> str:
-    """The node behind which constants have arrived: the reader, or the BatchNorm whose running mean takes them up."""
+def _end(captured: Captured, node: fx.Node) -> tuple[str, frozenset[str]]:
+    """The node behind a reader, itself or a BatchNorm, where its outputs are compared; and what shifts them there."""
     for norm in node.users:
         if str(norm.target).startswith("aten.batch_norm") and norm.args[0] is node and len(node.users) == 1:
-            mean = norm.args[3]
-            if isinstance(mean, fx.Node) and captured.states.get(mean.name) == reader.bias != "":
-                return norm.name
-    return node.name
+            bias = norm.args[2]
+            if isinstance(bias, fx.Node) and bias.name in captured.states and len(bias.users) == 1:
+                return norm.name, frozenset({captured.states[bias.name]})
+    return node.name, frozenset()
 
 
 class Kept:
     """One site: the tensors between its inputs and its readers' outputs, and those of them that may turn.
 
     Attributes:
-        work: the site. dense: the tensors that its part uses, in float32 or more. small: those of them that the cut
-            changes, cut. start: those of `small` that may turn, by name.
+        work: the site. dense: the tensors that its part uses, in float32 or more. small: what they are cut.
+        start: those of `small` that may turn, by name. told: those that took up a constant.
         axes: for each reader, the axis of its outputs that runs over features.
     """
 
-    def __init__(self, found: Inspection, tensors: Mapping[str, Tensor], work: Work) -> None:
+    def __init__(
+        self, found: Inspection, tensors: Mapping[str, Tensor], work: Work, start: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """A site before it turns.
+
+        Args:
+            found: sites with their graphs. tensors: the dense network's, by name. work: the site.
+            start: those that are cut, if they are others.
+        """
         self.work, self.part = work, work.part
-        cut = work.cut
+        cut, start = work.cut, tensors if start is None else start
         self.dense = {name: wide(tensors[name].detach()) for name in self.part.states}
-        edits = [*cut.reading(tensors), *cut.owning(tensors)]
-        self.small = {k: wide(v) for k, v in edited(edits, {e.tensor: tensors[e.tensor] for e in edits}).items()}
+        edits = [*cut.reading(start), *cut.owning(start)]
+        changed = edited(edits, {edit.tensor: start[edit.tensor] for edit in edits})
+        changed |= {name: start[name].detach() for name in {*work.behind, *self.part.states} - set(changed)}
+        self.small = {name: wide(value) for name, value in changed.items()}
         makers = found.makers[cut.site.name]
         made = [name for one in makers for name in (one.weight.tensor, one.bias, *(one.norm or ())[:2])]
-        read = [name for one in cut.site.readers for name in (one.weight.tensor, one.bias)]
-        self.start = {name: self.small[name] for name in [*made, *read] if name in self.small}
+        takers = {one.bias: one.sign for one in cut.site.readers if one.bias in self.small}
+        read = [one.weight.tensor for one in cut.site.readers] + [name for name, sign in takers.items() if sign == 1]
+        self.told = {name: self.small[name] for name in takers}  # constants are told with what turns
+        turning = [*made, *read, *sorted(work.behind)]
+        self.start = {name: self.small[name] for name in turning if name in self.small}
         device = next(iter(tensors.values())).device.type
         half = narrow(device) and all("linear" in str(node.target) for node in self.part.last)
         self.half = torch.autocast(device, dtype=torch.bfloat16, enabled=half)
-        self.axes = [1 if any(kind in str(node.target) for kind in ("conv", "batch_norm")) else -1 for node in self.part.last]
+        self.axes = [
+            1 if any(kind in str(node.target) for kind in ("conv", "batch_norm")) else -1 for node in self.part.last
+        ]
 
     def leaves(self) -> dict[str, Tensor]:
         """What may turn, to descend on."""
@@ -150,7 +172,8 @@ class Kept:
             "output_variance": after.energy,
             **told,
         }
-        return Turned((replace(cut, coresets=coresets, evidence={**cut.evidence, **known}),), self._shifts(leaves))
+        shifts = self._shifts({**self.told, **leaves})
+        return Turned((replace(cut, coresets=coresets, evidence={**cut.evidence, **known}),), shifts)
 
     def _shifts(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is to be added to the dense tensors, so that keeping the site's units gives the leaves."""

@@ -1,7 +1,7 @@
 """Refined cuts, several sites at a time, so that what one site loses can be made up for by those behind it.
 
-Where all that depends on a site meets again in one node behind it, as in a residual stream, SITES sites that follow
-each other descend together on the mean over these nodes e of
+Where all that depends on a site meets again in one node behind it, as in a residual stream, sites that follow each
+other descend together on the mean over these nodes e of
 
     mean_i w_i ‖y_e(x_i) − ŷ_e(x̂_i)‖² / median ‖y_e‖²,        w as in `coreprune.engine.descent`,
 
@@ -41,8 +41,6 @@ from coreprune.model.tensors import narrow
 
 __all__ = ["Together", "Window", "put", "windows"]
 
-SITES, EPOCHS = 5, 3  # of a window
-
 
 class Window(NamedTuple):
     """Sites that follow each other, and what lies between them and the nodes behind each; None where nothing meets."""
@@ -51,19 +49,19 @@ class Window(NamedTuple):
     part: Part | None
 
 
-def windows(captured: Captured, works: Sequence[Work]) -> list[Window]:
+def windows(captured: Captured, works: Sequence[Work], most: int) -> list[Window]:
     """All sites in windows, in their order.
 
     Args:
-        captured: the graph. works: sites in the order in which their inputs are there.
+        captured: the graph. works: sites in the order in which their inputs are there. most: sites of a window.
     """
-    return list(_windows(captured, works))
+    return list(_windows(captured, works, most))
 
 
-def _windows(captured: Captured, works: Sequence[Work]) -> Iterator[Window]:
+def _windows(captured: Captured, works: Sequence[Work], most: int) -> Iterator[Window]:
     current = Window((), None)
     for work in works:
-        grown = _window(captured, (*current.works, work)) if len(current.works) < SITES else None
+        grown = _window(captured, (*current.works, work)) if len(current.works) < most else None
         if grown is None:
             if current.works:
                 yield current
@@ -136,22 +134,32 @@ class Together:
         values: Sequence[dict[str, Any]],
         wanted: Sequence[dict[str, Any]],
     ) -> None:
+        """A window before it turns.
+
+        Args:
+            window: the sites. kept: what may turn, of each. tensors: of the network before this cut, by name.
+            values: of what comes in, for every pass. wanted: of the dense network behind every site.
+        """
         assert window.part is not None
         self.part, self.kept, self.wanted = window.part, kept, wanted
         self.fixed = {name: wide(tensors[name].detach()) for name in self.part.states}
         self.fixed |= {name: tensor for one in kept for name, tensor in one.small.items()}
         device = next(iter(tensors.values())).device.type
-        self.half = torch.autocast(device, dtype=torch.bfloat16, enabled=narrow(device))
+        self.axes = [1 if one.work.cut.site.kind == "conv" else -1 for one in kept]
+        self.half = torch.autocast(device, dtype=torch.bfloat16, enabled=narrow(device) and 1 not in self.axes)
         self.learnt, self.back = split(values)
         self.names = [node.name for node in self.part.last]
-        self.medians = [median([wide(one[name]) for one in wanted], -1) for name in self.names]
+        self.medians = [
+            median([wide(one[name]) for one in wanted], axis) for name, axis in zip(self.names, self.axes, strict=True)
+        ]
         self.at = {id(one): i for i, one in enumerate(values)}
 
-    def result(self, generator: Generator, back: Sequence[Sequence[Batch]]) -> list[Turned] | None:
+    def result(self, generator: Generator, back: Sequence[Sequence[Batch]], epochs: int) -> list[Turned] | None:
         """Every cut and its shifts; None where the error on what was held back does not fall, or the part cannot run.
 
         Args:
             generator: of the order of the inputs. back: for each site, inputs of the dense network that tell its error.
+            epochs: how often all inputs are gone through.
         """
         leaves = [one.leaves() for one in self.kept]
         every = {name: leaf for one in leaves for name, leaf in one.items()}
@@ -162,13 +170,13 @@ class Together:
             return None
         scale = before if before > 0 else 1.0  # Adam divides by sizes of gradients, and adds 10⁻⁸
         sample = self.wanted[self.at[id(self.learnt[0][0])]][self.names[0]]
-        each = max(1, POSITIONS * len(sample) // positions(sample, -1))
+        each = max(1, POSITIONS * len(sample) // positions(sample, self.axes[0]))
 
         def loss(at: int, own: Tensor) -> Tensor:
             values, rows = self.learnt[at]
             return self._loss(every, values, rows[own]) / scale
 
-        descend(every, loss, self.learnt, each, EPOCHS, generator)
+        descend(every, loss, self.learnt, each, epochs, generator)
         after = self._left(every)
         if not after < before:
             return None
@@ -185,8 +193,8 @@ class Together:
         with self.half:
             given = self.part({**self.fixed, **leaves}, rows_of_all(values, rows))
         parts = [
-            weighed(z.float(), wide(wanted[name][rows.to(z.device)]), -1, usual)
-            for z, name, usual in zip(given, self.names, self.medians, strict=True)
+            weighed(z.float(), wide(wanted[name][rows.to(z.device)]), axis, usual)
+            for z, name, axis, usual in zip(given, self.names, self.axes, self.medians, strict=True)
         ]
         return torch.stack(parts).mean()
 

@@ -1,8 +1,9 @@
 """Refined cuts of captured networks: what is kept of a site turns to where it stands for the whole of it best.
 
 `network.decide_network` keeps units as they are and replaces the others by the closed form. Here the rows that make
-the kept units, and the columns that read them, descend from there over inputs of the prior: in networks that read
-tokens several sites together (`coreprune.engine.together`), elsewhere, and where that does not hold together, every
+the kept units, and the columns that read them, descend from there over inputs of the prior: towards what the dense
+network gives behind convolutions, and in networks that read tokens behind several sites (`coreprune.engine.together`);
+elsewhere, on noise that the running statistics of BatchNorms do not fit, and where that does not hold together, every
 site on its own (`coreprune.engine.alone`). One input in `descent.HELD` is never descended on. Sites whose error on
 these does not fall stay as the closed form left them.
 
@@ -23,6 +24,7 @@ from coreprune.engine.correction import as_cut
 from coreprune.engine.descent import Batch, rows_of_all, split
 from coreprune.engine.kept import Kept, Turned, Work, works
 from coreprune.engine.local import Progress, generator_for
+from coreprune.engine.norms import normed
 from coreprune.engine.precision import reduced
 from coreprune.engine.probes import token_tables
 from coreprune.engine.runner import Steps
@@ -35,6 +37,8 @@ from coreprune.plan import Cut
 __all__ = ["Turned", "turned"]
 
 FEWEST = 20  # inputs below which nothing is descended on
+#: sites of a window where tokens are read, and how often all inputs are gone through there, and elsewhere
+TOGETHER, EPOCHS, EPOCHS_OF_FEW = 5, 3, 24
 
 
 def turned(
@@ -44,6 +48,7 @@ def turned(
     batches: Sequence[Arguments],
     *,
     seed: int = 0,
+    shifts: Mapping[str, Tensor] | None = None,
     batch_statistics: bool = False,
     progress: Progress | None = None,
 ) -> Turned:
@@ -55,8 +60,12 @@ def turned(
         cuts: by the closed form.
         batches: inputs of the network.
         seed: of the order of the inputs.
+        shifts: what is added to the dense network's tensors before these cuts, by name.
         batch_statistics: see `coreprune.engine.runner.run`.
         progress: called with (sites done, all, name).
+
+    Returns:
+        The cuts, and all that is then added.
 
     Raises:
         InvalidInputError: no site allows it.
@@ -64,23 +73,27 @@ def turned(
     able = works(found, tensors, cuts)
     if cuts and (not able or sum(map(rows_of, batches)) < FEWEST):
         raise InvalidInputError(
-            "method='refined' was asked, and there is nothing to turn: it needs sites of Linear layers, or of "
-            f"convolutions without norms behind, and a prior of {FEWEST} inputs or more: use method='kernel'"
+            "method='refined' was asked, and there is nothing to turn: it needs sites of Linear layers or convolutions "
+            f"that are used once, and a prior of {FEWEST} inputs or more: use method='kernel'"
         )
-    run = _Run(found, tensors, cuts, able, batches, seed, batch_statistics)
+    added = dict(shifts or {})
+    run = _Run(found, tensors, {**tensors, **_shifted(tensors, added)}, cuts, able, batches, seed, batch_statistics)
     done: dict[str, Cut] = {}
-    shifts: dict[str, Tensor] = {}
     count = 0
     for window in run.windows:
         if progress:
             progress(count, len(able), window.works[0].cut.site.name)
         for new in run.turned(window):
             done |= {cut.site.name: cut for cut in new.cuts}
-            shifts |= new.shifts
+            added |= new.shifts
         count += len(window.works)
     if progress:
         progress(len(able), len(able), "")
-    return Turned(tuple(done.get(cut.site.name, cut) for cut in cuts), shifts)
+    return Turned(tuple(done.get(cut.site.name, cut) for cut in cuts), added)
+
+
+def _shifted(tensors: Mapping[str, Tensor], shifts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name].detach() + shift.to(tensors[name]) for name, shift in shifts.items()}
 
 
 class _Run:
@@ -90,6 +103,7 @@ class _Run:
         self,
         found: Inspection,
         tensors: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
         cuts: Sequence[Cut],
         able: Sequence[Work],
         batches: Sequence[Arguments],
@@ -97,17 +111,28 @@ class _Run:
         batch_statistics: bool,
     ) -> None:
         captured = found.graphs[0]
-        self.found, self.tensors, self.seed = found, tensors, seed
-        text = bool(token_tables(captured))
-        self.windows = windows(captured, able) if text else [Window((work,), None) for work in able]
+        self.found, self.tensors, self.start, self.seed = found, tensors, start, seed
+        self.text = bool(token_tables(captured))
+        self.windows = self._windows(able, noise=batch_statistics and normed(captured))
         names = [one for window in self.windows for one in self._seen(window)]
-        held = reduced(captured, tensors) if text else tensors
+        held = reduced(captured, tensors) if self.text else tensors
         self.dense = Steps(captured, held, batches, names, batch_statistics=batch_statistics)
         self.cut: Steps | None = None
         wanted = [window.part.incoming for window in self.windows if window.part is not None]
         if wanted:
-            held = reduced(captured, {**tensors, **as_cut(cuts, tensors)})
+            held = {**start, **as_cut(cuts, start)}
+            held = reduced(captured, held) if self.text else held
             self.cut = Steps(captured, held, batches, wanted, batch_statistics=batch_statistics)
+
+    def _windows(self, able: Sequence[Work], *, noise: bool) -> list[Window]:
+        """What turns at a time."""
+        if self.text:
+            return windows(self.found.graphs[0], able, TOGETHER)
+        result = []
+        for work in able:
+            follows = work.cut.site.kind == "conv" and not noise
+            result += windows(self.found.graphs[0], [work], 1) if follows else [Window((work,), None)]
+        return result
 
     @staticmethod
     def _seen(window: Window) -> list[tuple[str, ...]]:
@@ -117,7 +142,7 @@ class _Run:
 
     def turned(self, window: Window) -> list[Turned]:
         """The sites of a window that were turned."""
-        kept = [Kept(self.found, self.tensors, work) for work in window.works]
+        kept = [Kept(self.found, self.tensors, work, self.start) for work in window.works]
         if window.part is None:
             values = self.dense.values(window.works[0].part.incoming)
             new = Alone(kept[0], values).result(generator_for(self.seed, window.works[0].cut.site.name))
@@ -125,8 +150,9 @@ class _Run:
         assert self.cut is not None
         back = [_held(self.dense.values(work.part.incoming)) for work in window.works]
         wanted = self.dense.values([node.name for node in window.part.last])
-        together = Together(window, kept, self.tensors, self.cut.values(window.part.incoming), wanted)
-        found = together.result(generator_for(self.seed, window.works[0].cut.site.name), back) or []
+        together = Together(window, kept, self.start, self.cut.values(window.part.incoming), wanted)
+        epochs = EPOCHS if self.text else EPOCHS_OF_FEW
+        found = together.result(generator_for(self.seed, window.works[0].cut.site.name), back, epochs) or []
         self.cut.put(put(self.tensors, found))
         return found
 
