@@ -15,6 +15,7 @@ Row = dict[str, Any]
 #: record's name of a network → (name, what is measured, how it is written, whether less is better)
 NETWORKS = {
     "resnet20": ("ResNet-20, CIFAR-10", "accuracy, %", ".1f", False),
+    "resnet56": ("ResNet-56, CIFAR-10", "accuracy, %", ".1f", False),
     "vgg16-half": ("VGG-16 at half width, CIFAR-10", "accuracy, %", ".1f", False),
     "minilm": ("MiniLM-L6", "mean cosine of embeddings", ".3f", False),
     "smollm2": ("SmolLM2-135M", "perplexity of news", ".1f", True),
