@@ -22,7 +22,7 @@ from coreprune.engine.norms import Norms
 from coreprune.engine.outputs import at_hand, compared, held_out
 from coreprune.engine.probes import token_tables
 from coreprune.engine.shares import Balance, balanced
-from coreprune.engine.turning import turned
+from coreprune.engine.turning import follows, turned
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.garbage import searched_less
 from coreprune.io.configs import governed
@@ -113,12 +113,12 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
     made: Made | None = None
     if method.turns and found.graphs:
         with wish.clock.stage("turning"):
-            given, noise = list(inputs(seen.graphs[0], law, wish.seed)), isinstance(law, Gaussian)
+            given, ahead = list(inputs(seen.graphs[0], law, wish.seed)), follows(cuts, noise=isinstance(law, Gaussian))
             new = turned(
-                seen, tensors, cuts, given, seed=wish.seed, shifts={} if noise else whole(cuts, {}).shifts,
-                batch_statistics=noise, progress=wish.progress,
+                seen, tensors, cuts, given, seed=wish.seed, shifts=whole(cuts, {}).shifts if ahead else {},
+                following=ahead, batch_statistics=forced(law) and not ahead, progress=wish.progress,
             )  # fmt: skip
-        made = whole(*new) if noise else Made(new.cuts, tensors, new.shifts)
+        made = Made(new.cuts, tensors, new.shifts) if ahead else whole(*new)
         if nearer is not None:
             outputs = nearer(made)
             made, measured = (None, measured) if outputs is None else (made, {"outputs": outputs})

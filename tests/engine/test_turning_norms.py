@@ -13,7 +13,7 @@ from coreprune.engine.correction import as_cut
 from coreprune.engine.kept import works
 from coreprune.engine.runner import Steps
 from coreprune.engine.together import put, windows
-from coreprune.engine.turning import turned
+from coreprune.engine.turning import follows, turned
 from coreprune.model.discover import discover
 from coreprune.model.tensors import tensors_of
 
@@ -100,7 +100,7 @@ def test_a_window_follows_what_the_cut_network_brings(model):
     plan = cut(model, "kernel", x).plan
     made = [one for work in works(found, tensors, plan.cuts) for one in windows(found.graphs[0], [work], 1)]
     assert len(made) == 3 and all(one.part is not None for one in made)
-    new = turned(found, tensors, plan.cuts, [((one,), {}) for one in x], shifts=plan.shifts)
+    new = turned(found, tensors, plan.cuts, [((one,), {}) for one in x], shifts=plan.shifts, following=True)
     small = cut(model, "refined", x).model
     start = tensors | {name: tensors[name] + shift.to(tensors[name]) for name, shift in plan.shifts.items()}
     names = [made[0].part.incoming, *(tuple(node.name for node in one.part.last) for one in made)]
@@ -122,6 +122,16 @@ def test_on_noise_every_site_turns_on_its_own_and_statistics_follow(model):
     assert any("turned" in one.evidence for one in small.plan.cuts)
     assert all("sites" not in one.evidence.get("turned", {}) for one in small.plan.cuts)
     assert any(name.endswith("running_var") for name in small.plan.shifts)
+
+
+def test_where_another_cut_reaches_a_convolution_every_site_turns_on_its_own(model):
+    """The stream is cut too, which the first convolutions read."""
+    small = cp.prune(model, loader()[0], remove={"*": 0.25}, method="refined", data=loader())
+    assert not follows(small.plan.cuts, noise=False)
+    assert any("turned" in one.evidence for one in small.plan.cuts)
+    assert all("sites" not in one.evidence.get("turned", {}) for one in small.plan.cuts)
+    alone = cut(model, "refined", loader()).plan.cuts
+    assert follows(alone, noise=False) and not follows(alone, noise=True)
 
 
 def test_the_plan_on_disk_makes_the_same_network(model, tmp_path):

@@ -2,9 +2,9 @@
 
 `network.decide_network` keeps units as they are and replaces the others by the closed form. Here the rows that make
 the kept units, and the columns that read them, descend from there over inputs of the prior: towards what the dense
-network gives behind convolutions, and in networks that read tokens behind several sites (`coreprune.engine.together`);
-elsewhere, on noise that the running statistics of BatchNorms do not fit, and where that does not hold together, every
-site on its own (`coreprune.engine.alone`). One input in `descent.HELD` is never descended on. Sites whose error on
+network gives behind convolutions that no other cut reaches (`follows`), and in networks that read tokens behind several
+sites (`coreprune.engine.together`); elsewhere, and where that does not hold together, every site on its own
+(`coreprune.engine.alone`). One input in `descent.HELD` is never descended on. Sites whose error on
 these does not fall stay as the closed form left them.
 
 Source: maths/refine.py does this in closed form for layers in a row. Layer by layer on samples and without labels,
@@ -24,7 +24,6 @@ from coreprune.engine.correction import as_cut
 from coreprune.engine.descent import Batch, rows_of_all, split
 from coreprune.engine.kept import Kept, Turned, Work, works
 from coreprune.engine.local import Progress, generator_for
-from coreprune.engine.norms import normed
 from coreprune.engine.precision import reduced
 from coreprune.engine.probes import token_tables
 from coreprune.engine.runner import Steps
@@ -34,11 +33,21 @@ from coreprune.model.capture import Arguments, rows_of
 from coreprune.model.site import Inspection
 from coreprune.plan import Cut
 
-__all__ = ["Turned", "turned"]
+__all__ = ["Turned", "follows", "turned"]
 
 FEWEST = 20  # inputs below which nothing is descended on
 #: sites of a window where tokens are read, and how often all inputs are gone through there, and elsewhere
 TOGETHER, EPOCHS, EPOCHS_OF_FEW = 5, 3, 24
+
+
+def follows(cuts: Sequence[Cut], *, noise: bool) -> bool:
+    """Whether convolutions turn on what the cut network brings to them, with BatchNorms as they are in use.
+
+    Not on noise, which running statistics do not fit, and not where cuts share a tensor, as in a chain of convolutions:
+    what one makes of it the other would not know.
+    """
+    tensors = [name for cut in cuts for name in {at.tensor for at in cut.site.locations} if name]
+    return not noise and len(set(tensors)) == len(tensors)
 
 
 def turned(
@@ -49,6 +58,7 @@ def turned(
     *,
     seed: int = 0,
     shifts: Mapping[str, Tensor] | None = None,
+    following: bool = False,
     batch_statistics: bool = False,
     progress: Progress | None = None,
 ) -> Turned:
@@ -61,6 +71,7 @@ def turned(
         batches: inputs of the network.
         seed: of the order of the inputs.
         shifts: what is added to the dense network's tensors before these cuts, by name.
+        following: see `follows`.
         batch_statistics: see `coreprune.engine.runner.run`.
         progress: called with (sites done, all, name).
 
@@ -77,7 +88,9 @@ def turned(
             f"that are used once, and a prior of {FEWEST} inputs or more: use method='kernel'"
         )
     added = dict(shifts or {})
-    run = _Run(found, tensors, {**tensors, **_shifted(tensors, added)}, cuts, able, batches, seed, batch_statistics)
+    run = _Run(
+        found, tensors, {**tensors, **_shifted(tensors, added)}, cuts, able, batches, seed, following, batch_statistics
+    )
     done: dict[str, Cut] = {}
     count = 0
     for window in run.windows:
@@ -108,12 +121,13 @@ class _Run:
         able: Sequence[Work],
         batches: Sequence[Arguments],
         seed: int,
+        following: bool,
         batch_statistics: bool,
     ) -> None:
         captured = found.graphs[0]
         self.found, self.tensors, self.start, self.seed = found, tensors, start, seed
         self.text = bool(token_tables(captured))
-        self.windows = self._windows(able, noise=batch_statistics and normed(captured))
+        self.windows = self._windows(able, following)
         names = [one for window in self.windows for one in self._seen(window)]
         held = reduced(captured, tensors) if self.text else tensors
         self.dense = Steps(captured, held, batches, names, batch_statistics=batch_statistics)
@@ -124,14 +138,14 @@ class _Run:
             held = reduced(captured, held) if self.text else held
             self.cut = Steps(captured, held, batches, wanted, batch_statistics=batch_statistics)
 
-    def _windows(self, able: Sequence[Work], *, noise: bool) -> list[Window]:
+    def _windows(self, able: Sequence[Work], following: bool) -> list[Window]:
         """What turns at a time."""
         if self.text:
             return windows(self.found.graphs[0], able, TOGETHER)
         result = []
         for work in able:
-            follows = work.cut.site.kind == "conv" and not noise
-            result += windows(self.found.graphs[0], [work], 1) if follows else [Window((work,), None)]
+            together = following and work.cut.site.kind == "conv"
+            result += windows(self.found.graphs[0], [work], 1) if together else [Window((work,), None)]
         return result
 
     @staticmethod
