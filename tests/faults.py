@@ -549,6 +549,22 @@ FAULTS = [
         own & taken
         False
         """),
+    *_of("engine/turning.py", "tests/engine/test_turning_norms.py", rows="""
+        follows | cuts that share a tensor follow each other all the same
+        not noise and len(set(tensors)) == len(tensors)
+        not noise
+        _Run.__init__ | the cut network starts without its corrected statistics
+        held = {**start, **as_cut(cuts, start)}
+        held = {**tensors, **as_cut(cuts, tensors)}
+        """),
+    *_of("engine/kept.py", "tests/engine/test_turning_norms.py", rows="""
+        Kept.turned | what a running mean took up is forgotten
+        {**self.told, **leaves}
+        leaves
+        _end | outputs are compared before their BatchNorm
+        len(bias.users) == 1
+        False
+        """),
     *_of("engine/together.py", "tests/engine/test_together.py", rows="""
         _windows | every site is a window of its own
         len(current.works) < most
