@@ -320,6 +320,10 @@ def verify(
     recipe = small.plan.recipe if isinstance(small, Pruned) else read_structure(small)["recipe"]
     check_marks(recipe.get("weights", {}), tensors_of(model), "the smaller network was cut out of")
     if isinstance(small, Pruned):
+        if small.model is model:
+            raise InvalidInputError(
+                "verify was given one network twice, as it was cut in place: give the dense one too"
+            )
         module, claims = small.model, small.claims()
     else:
         module, claims = load(small, lambda: copy.deepcopy(model)), read_claims(small)
@@ -332,9 +336,8 @@ def verify(
         count = 256 if samples is None else samples
         held = _held(model, recipe, prior, inputs, count, seed, progress)
         calls = _told(held.calls, count, progress)
-        own = inputs is not None
-        return measured(model, module, calls, prior=held.said, samples=count, delta=delta, data_used=own,
-                        independent=held.independent)  # fmt: skip
+        return measured(model, module, calls, prior=held.said, samples=count, delta=delta,
+                        data_used=inputs is not None, independent=held.independent)  # fmt: skip
     if prior is not None:
         check_prior(prior)
         prior = None if prior in ("auto", "noise") else prior

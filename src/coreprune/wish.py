@@ -27,6 +27,8 @@ from coreprune.priors.gaussian import Gaussian
 
 __all__ = ["Share", "Wish", "check", "check_finite", "check_measured", "check_sites", "fractions_of", "radius_of"]
 
+MOST_SEED = 2**62  # the generators take 64 bits, and further seeds are made of one by adding
+
 #: a fraction, or a percentage such as "50%"
 Share = float | str
 
@@ -84,10 +86,10 @@ def check(wish: Wish) -> None:
         check_prior(wish.prior)
     if wish.data is not None and not isinstance(wish.data, Iterable):
         raise InvalidInputError(f"data={wish.data!r} was given: give a loader, or a list of batches")
-    if wish.uniform not in {True, False, "config"}:
+    if not isinstance(wish.uniform, bool) and wish.uniform != "config":
         raise InvalidInputError(f"uniform={wish.uniform!r} was asked: give True, False or 'config'")
-    if not isinstance(wish.seed, numbers.Integral):
-        raise InvalidInputError(f"seed={wish.seed!r} was given: give a whole number")
+    if not isinstance(wish.seed, numbers.Integral) or not abs(int(wish.seed)) < MOST_SEED:
+        raise InvalidInputError(f"seed={wish.seed!r} was given: give a whole number between -2**62 and 2**62")
     if wish.draws is not None and wish.method != "sampling":
         raise InvalidInputError(f"draws= was asked of method={wish.method!r}: only 'sampling' draws, so use units=")
     if wish.prior is not None and wish.data is not None:

@@ -47,6 +47,7 @@ def request_options(command: Any) -> Any:
         ),
         click.option(
             "--budget",
+            multiple=True,
             metavar="KIND=X",
             help="params, flops, bytes, latency (number or 60%), error=0.05, or measured: divergence=0.1, cosine=0.98.",
         ),
@@ -95,9 +96,14 @@ def request_of(options: dict[str, Any], source: Source) -> dict[str, Any]:
         )
     budget = None
     if options["budget"]:
-        kind, equals, value = options["budget"].partition("=")
+        text, *more = options["budget"]
+        if more:
+            raise InvalidInputError(
+                f"--budget was given {1 + len(more)} times, {', '.join(options['budget'])}: give one"
+            )
+        kind, equals, value = text.partition("=")
         if not equals:
-            raise InvalidInputError(f"--budget {options['budget']!r} has no '=': write one such as params=60%")
+            raise InvalidInputError(f"--budget {text!r} has no '=': write one such as params=60%")
         budget = {kind: value} | ({} if options["table"] is None else {"table": options["table"]})
     if options["table"] is not None and (budget is None or "latency" not in budget):
         raise InvalidInputError("--table goes with --budget latency=X: give both")
@@ -110,7 +116,7 @@ def request_of(options: dict[str, Any], source: Source) -> dict[str, Any]:
         "draws": by_name("--draws", options["draws"], int) or None,
         "method": options["method"],
         "ignore": options["ignore"],
-        "protect": by_name("--protect", options["protect"], float) or None,
+        "protect": _protected(options["protect"]) or None,
         "radius": options["radius"],
         "kinds": options["kinds"] or None,
         "uniform": "config" if source.directory is not None and not options["uneven"] else False,
@@ -131,6 +137,15 @@ def _prior_of(options: dict[str, Any]) -> Any:
     return Gaussian(options["mean"] or 0.0, options["std"]) if numbers else options["prior"]
 
 
+def _protected(texts: tuple[str, ...]) -> dict[str, Any]:
+    """SITE=X, where X is a share that may go, or how many units stay."""
+    found = by_name("--protect", texts, float)
+    for text in texts:
+        if text.endswith("%") and number_of(text.rpartition("=")[2]) >= 1:
+            raise InvalidInputError(f"--protect {text!r} was asked: give the share that may go, below 100%")
+    return found
+
+
 def by_name(option: str, texts: tuple[str, ...], kind: type) -> dict[str, Any]:
     """SITE=NUMBER, any number of times, as a dict."""
     found = {}
@@ -138,6 +153,8 @@ def by_name(option: str, texts: tuple[str, ...], kind: type) -> dict[str, Any]:
         name, equals, value = text.rpartition("=")
         if not equals:
             raise InvalidInputError(f"{option} {text!r} has no '=': write SITE=NUMBER")
+        if name in found:
+            raise InvalidInputError(f"{option} was given twice for {name!r}: give it once")
         found[name] = _number(option, text, value, kind)
     return found
 

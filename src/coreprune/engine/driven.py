@@ -129,8 +129,8 @@ def to_measure(
     held = held_out(prior, model, captured, seed, progress)
     if held is None:
         raise InvalidInputError(
-            f"a budget of {kind!r} was asked, but there are no inputs to measure on: give a loader that can be read "
-            "again, or capture='export'"
+            f"a budget of {kind!r} was asked, but there are no inputs to measure on: give "
+            + ("capture='export'" if captured.path else "a loader that can be read again")
         )
     return held
 

@@ -87,6 +87,11 @@ def check_prior(prior: Any) -> None:
         raise InvalidInputError(f"prior={prior!r} was given: give a name, a coreprune.Gaussian or another prior")
     if isinstance(prior, Mixture):
         tuple(prior.weighed)  # refuses what is none
+    if isinstance(prior, Gaussian) and prior.std is not None and bool((torch.as_tensor(prior.std) < 0).any()):
+        least = float(torch.as_tensor(prior.std).min())
+        raise InvalidInputError(
+            f"std={least:g} was asked of the prior: give standard deviations, which are not negative"
+        )
 
 
 def named(prior: Prior | str) -> Prior:

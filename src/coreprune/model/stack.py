@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.maths.activation import Activation, activation
@@ -38,6 +39,7 @@ class _Step:
     name: str
     module: nn.Linear | None = None
     activation: Activation | None = None
+    sized: bool = False  # a reshape to a size that the code holds
 
 
 def discover(model: nn.Module, example_inputs: Tensor | None = None) -> Inspection:
@@ -158,9 +160,15 @@ def _step(model: nn.Module, node: fx.Node) -> _Step:
     if target in _PASS_CALLS:
         return _Step("activation", node.name, activation=activation("identity"))
     if target in _RESHAPES:
-        return _Step("reshape", node.name)
+        flattens = target in {torch.flatten, "flatten"}  # whose numbers are axes
+        return _Step("reshape", node.name, sized=not flattens and _holds_size(node.args[1:], node.kwargs))
     phi = of_function(target, tuple(node.args[1:]), dict(node.kwargs))
     return _Step("activation" if phi else "other", node.name, activation=phi)
+
+
+def _holds_size(*arguments: Any) -> bool:
+    """Whether a size is among the arguments of a view or reshape, other than one and what is left."""
+    return any(isinstance(value, int) and value > 1 for value in pytree.tree_leaves(arguments))
 
 
 def _refusal(here: _Step, between: list[_Step], reader: _Step | None, uses: Counter[int], flat: bool) -> str | None:
@@ -175,6 +183,9 @@ def _refusal(here: _Step, between: list[_Step], reader: _Step | None, uses: Coun
         return f"{len(bent)} activations follow each other ({', '.join(bent)})"
     if not flat and any(step.kind == "reshape" for step in between):
         return "its units are reshaped before they are read"
+    sized = next((step.name for step in between if step.sized), None)
+    if sized is not None:
+        return f"the code holds a size that its units are reshaped to ({sized}): write -1 there"
     assert here.module is not None
     assert reader.module is not None
     if here.module.out_features != reader.module.in_features:
