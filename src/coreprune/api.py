@@ -37,7 +37,7 @@ from coreprune.result import Pruned, configured, load, read_claims, read_structu
 from coreprune.surgery.apply import install, size, spared_copy
 from coreprune.surgery.attributes import follow
 from coreprune.surgery.edits import edited
-from coreprune.wish import Share, Wish, radius_of
+from coreprune.wish import Share, Wish, prior_of_cut, radius_of
 
 __all__ = ["apply", "inspect", "plan", "prune", "verify"]
 
@@ -346,8 +346,7 @@ def verify(
     found = discover(model)
     if box is not None and radius is not None:
         raise InvalidInputError("both radius= and box= were given: give one of them")
-    if prior is None and recipe.get("prior_values"):
-        prior = Gaussian.from_json(recipe["prior_values"])
+    prior = prior_of_cut(recipe, found.features) if prior is None else prior
     domain: Ball | Box = Ball(radius_of(radius if radius is not None else recipe.get("radius"), found.features))
     if box is not None:
         if not (isinstance(box, tuple) and len(box) == 2 and all(isinstance(end, numbers.Real) for end in box)):

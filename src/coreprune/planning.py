@@ -330,6 +330,8 @@ def _configured(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, An
         for site in found.sites
         if site.kind in allowed
     }
+    if not sites:
+        return {"uniform": False}  # which says what is missing
     groups = list(governed(type(model), config, found.shapes, sites).values())
     named = {name for group in groups for name in group}
     if not named:

@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from coreprune.model.site import Inspection
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 
-__all__ = ["Share", "Wish", "check", "check_finite", "check_measured", "check_sites", "fractions_of", "radius_of"]
+__all__ = ["Share", "Wish", "check", "check_finite", "check_measured", "check_sites", "fractions_of", "prior_of_cut",
+           "radius_of"]  # fmt: skip
 
 MOST_SEED = 2**62  # the generators take 64 bits, and further seeds are made of one by adding
 
@@ -167,3 +168,13 @@ def radius_of(radius: float | None, features: int) -> float:
     if not isinstance(radius, numbers.Real) or not (math.isfinite(radius) and radius > 0):
         raise InvalidInputError(f"radius={radius!r} was asked: give the largest norm of an input, a positive number")
     return float(radius)
+
+
+def prior_of_cut(recipe: Mapping[str, Any], features: int) -> Gaussian | None:
+    """The prior that a stack was cut under, with the deviation that it had at the radius of the cut."""
+    if not recipe.get("prior_values"):
+        return None
+    prior = Gaussian.from_json(recipe["prior_values"])
+    if prior.std is not None or recipe.get("radius") is None:
+        return prior
+    return replace(prior, std=float(recipe["radius"]) / math.sqrt(features))

@@ -61,3 +61,10 @@ def test_a_negative_deviation_is_refused(std):
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     with pytest.raises(InvalidInputError, match="not negative"):
         cp.plan(net, torch.zeros(2, 3, 8, 8), remove=0.3, prior=cp.Gaussian(std=std))
+
+
+def test_another_radius_is_of_the_worst_case_and_not_of_the_prior():
+    net = lenet_like()
+    small = cp.prune(net, units={"0": 6})
+    plain, wide = (cp.verify(net, small, radius=r, worst=False, samples=500) for r in (None, 9.0))
+    assert (plain.prior, plain.end_predicted) == (wide.prior, wide.end_predicted)

@@ -65,7 +65,7 @@ def measured(
                 break
     count = sum(len(one) for one in worst)
     if count < FEWEST:
-        raise InvalidInputError(f"{count} inputs were given to measure on: give at least {FEWEST}")
+        raise InvalidInputError(f"{count} inputs are too few to measure on: give at least {FEWEST}")
     relative = relative_error(torch.tensor([difference]), torch.tensor([spread.total]))
     exceed, probability = exceeded(torch.cat(worst), delta if independent else None)
     return Verification(
