@@ -87,8 +87,9 @@ def check_prior(prior: Any) -> None:
         raise InvalidInputError(f"prior={prior!r} was given: give a name, a coreprune.Gaussian or another prior")
     if isinstance(prior, Mixture):
         tuple(prior.weighed)  # refuses what is none
-    if isinstance(prior, Gaussian) and prior.std is not None and bool((torch.as_tensor(prior.std) < 0).any()):
-        least = float(torch.as_tensor(prior.std).min())
+    std = prior.std if isinstance(prior, Gaussian) else None
+    least = float(std.min()) if isinstance(std, Tensor) and std.numel() else std
+    if isinstance(least, (int, float)) and least < 0:  # what is no number is refused where it is used
         raise InvalidInputError(
             f"std={least:g} was asked of the prior: give standard deviations, which are not negative"
         )
