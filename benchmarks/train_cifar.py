@@ -1,6 +1,7 @@
 """Train the convolutional networks of the benchmarks on CIFAR-10, into `benchmarks/networks/`.
 
     python benchmarks/train_cifar.py resnet20 --epochs 28
+    python benchmarks/train_cifar.py resnet56 --epochs 26 --half
     python benchmarks/train_cifar.py vgg16-half --epochs 18 --half
     python benchmarks/train_cifar.py resnet20 --epochs 1 --limit 1000 --output FOLDER   # try it
 

@@ -7,10 +7,10 @@
 - LeNet-300-100 on Fashion-MNIST, 50 to 80 % of both layers, mean of five networks: trained as in train_lenet.py, and as
   the authors of neuron merging and of LBYL trained theirs (lenet-300-100-sgd), beside the figures that they published.
 
-Nothing is fine-tuned. How often refined cuts of convolutions go through their inputs was chosen with ResNet-20 on training
-pictures; the other networks had no part in it. The baselines are those of `benchmarks/baselines`, our code from the published formulas. All are
-carried out by coreprune's surgery, and those that keep units as they are have passed its float64 comparison. Rows with
-data have 512 training pictures; for baselines they are run through the dense network once, for all of them
+Nothing is fine-tuned. How often refined cuts of convolutions go through their inputs was chosen with ResNet-20 on
+training pictures; the other networks had no part in it. The baselines are those of `benchmarks/baselines`, our code from
+the published formulas. All are carried out by coreprune's surgery, and those that keep units as they are have passed its
+float64 comparison. Rows with data have 512 training pictures; for baselines they are run through the dense network once, for all of them
 together, which their seconds leave out. "Own widths" are shared out by the method itself at no more parameters than all
 others have. Draws are repeated with three seeds. Writes vision.json, vision.md, vision.svg and vision.png into
 benchmarks/results/, anew after every network; with --pictures it is a short look at N test pictures, and writes nothing.
@@ -48,6 +48,7 @@ Row = dict[str, Any]
 DATA_PICTURES, SEEDS = 512, (0, 1, 2)
 OURS, OURS_WIDTHS, OURS_DATA = "coreprune", "coreprune, own widths", "coreprune, real data"
 REFINED, REFINED_WIDTHS = "coreprune, refined", "coreprune, refined, own widths"
+SHARED_OUT = (OURS_WIDTHS, REFINED_WIDTHS)
 FLAP_WIDTHS = "FLAP, own widths"
 
 #: accuracies in per cent on Fashion-MNIST that the authors state for their networks: by share of units removed
@@ -208,7 +209,7 @@ def _ours(name: str, task: Task, subjects: Sequence[Subject], fraction: float, l
     for i, subject in enumerate(subjects):
         kept = subject.widths(task, fraction)
         asked: dict[str, Any] = {"units": kept}
-        if label in {OURS_WIDTHS, REFINED_WIDTHS}:
+        if label in SHARED_OUT:
             asked = {"budget": {"params": subject.parameters(kept)}, "kinds": task.kinds}
         start = time.perf_counter()
         small = cp.prune(subject.model, task.example, seed=i, **asked, **arguments)
@@ -319,7 +320,7 @@ def draw(networks: Mapping[str, dict[str, Any]]) -> None:
             axis.plot(
                 [0.0, *(100 * row["fraction"] for row in mine)],
                 [dense, *(row["figure"] for row in mine)],
-                ":" if label.endswith("own widths") and own else "--" if mine and mine[0]["data_used"] else "-",
+                ":" if label in SHARED_OUT else "--" if mine and mine[0]["data_used"] else "-",
                 marker="o" if own else ".",
                 color="#b3261e" if label.startswith(REFINED) else "#0b2f4e" if own else colours[label],
                 lw=2.2 if own else 1.1,

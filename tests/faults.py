@@ -576,7 +576,7 @@ FAULTS = [
         if not after < before:
         if False:
         put | what makes the kept units is left as it was
-        return {**shifted, **as_cut(
+        return {**moved, **as_cut(
         return {**as_cut(
         """),
     *_of("engine/runner.py", "tests/engine/test_together.py", rows="""

@@ -125,9 +125,8 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
     made = made or whole(cuts, {})
     recipe = _recipe(found, example_inputs, wish, law, drawn) | dict(measured)
     recipe |= {} if reason is None else {"prior_reason": reason}
-    recipe["weights"] = marks_of(
-        tensors, {at.tensor: 0 for cut in made.cuts for at in cut.site.locations if at.tensor in tensors}
-    )
+    own = dict.fromkeys(at.tensor for cut in made.cuts for at in cut.site.locations if at.tensor in tensors)
+    recipe["weights"] = marks_of(tensors, own)
     return Decision(Plan(made.cuts, recipe, found.shapes, made.shifts), made, prior)
 
 

@@ -112,9 +112,8 @@ def test_a_window_follows_what_the_cut_network_brings(model):
     for own, end in zip(names[1:], ends, strict=True):
         (given,) = steps.values(own)
         value = given[own[0]]
-        assert torch.allclose(
-            value, end if value.dim() == 4 else end.mean((2, 3)), atol=1e-4
-        )  # the last is pooled first
+        expected = end if value.dim() == 4 else end.mean((2, 3))  # the last is pooled first
+        assert torch.allclose(value, expected, atol=1e-4)
 
 
 def test_on_noise_every_site_turns_on_its_own_and_statistics_follow(model):

@@ -232,7 +232,6 @@ def largest(
     within, beyond, best, gone = Tried(0.0, 0.0), Tried(1.0, math.inf), widths(1.0), FIRST
     before: list[Tried] = []
     for step in range(STEPS):
-        learning = learn is not None and step < ROUNDS
         try:
             kept = widths(1 - gone)
         except InvalidInputError:  # less than one unit in every site
@@ -244,7 +243,7 @@ def largest(
                 beyond = now
             else:
                 within, best = now, kept
-            if learn is not None and learning:
+            if learn is not None and step < ROUNDS:
                 learn(kept)
                 beyond = beyond if math.isinf(beyond.loss) else Tried(1.0, math.inf)  # what was beyond may keep it now
             elif within is now and now.loss >= NEAR * allowed:

@@ -29,7 +29,7 @@ from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured
 from coreprune.priors.data import Data, Drawn
 from coreprune.priors.filled import MaskFilled
-from coreprune.priors.gaussian import Gaussian
+from coreprune.priors.gaussian import Gaussian, check_deviations
 from coreprune.priors.generated import Generated
 from coreprune.priors.matched import Matched
 from coreprune.priors.mixture import Mixture
@@ -87,12 +87,10 @@ def check_prior(prior: Any) -> None:
         raise InvalidInputError(f"prior={prior!r} was given: give a name, a coreprune.Gaussian or another prior")
     if isinstance(prior, Mixture):
         tuple(prior.weighed)  # refuses what is none
-    std = prior.std if isinstance(prior, Gaussian) else None
-    least = float(std.min()) if isinstance(std, Tensor) and std.numel() else std
-    if isinstance(least, (int, float)) and least < 0:  # what is no number is refused where it is used
-        raise InvalidInputError(
-            f"std={least:g} was asked of the prior: give standard deviations, which are not negative"
-        )
+    if isinstance(prior, Gaussian) and isinstance(
+        prior.std, (int, float, Tensor)
+    ):  # else it is refused where it is used
+        check_deviations(torch.as_tensor(prior.std))
 
 
 def named(prior: Prior | str) -> Prior:

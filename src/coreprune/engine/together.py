@@ -39,7 +39,7 @@ from coreprune.engine.runner import Part, asserts, part_between
 from coreprune.model.capture import Captured
 from coreprune.model.tensors import narrow
 
-__all__ = ["Together", "Window", "put", "windows"]
+__all__ = ["Together", "Window", "put", "shifted", "windows"]
 
 
 class Window(NamedTuple):
@@ -211,7 +211,10 @@ def put(tensors: Mapping[str, Tensor], new: Sequence[Turned]) -> dict[str, Tenso
     Args:
         tensors: the dense network's, by name; not changed. new: the sites.
     """
-    shifted = {
-        name: tensors[name].detach() + shift.to(tensors[name]) for one in new for name, shift in one.shifts.items()
-    }
-    return {**shifted, **as_cut([cut for one in new for cut in one.cuts], {**tensors, **shifted})}
+    moved = shifted(tensors, {name: shift for one in new for name, shift in one.shifts.items()})
+    return {**moved, **as_cut([cut for one in new for cut in one.cuts], {**tensors, **moved})}
+
+
+def shifted(tensors: Mapping[str, Tensor], shifts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors to which something is added, in their own precision."""
+    return {name: tensors[name].detach() + shift.to(tensors[name]) for name, shift in shifts.items()}

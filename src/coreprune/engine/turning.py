@@ -4,8 +4,8 @@
 the kept units, and the columns that read them, descend from there over inputs of the prior: towards what the dense
 network gives behind convolutions that no other cut reaches (`follows`), and in networks that read tokens behind several
 sites (`coreprune.engine.together`); elsewhere, and where that does not hold together, every site on its own
-(`coreprune.engine.alone`). One input in `descent.HELD` is never descended on. Sites whose error on
-these does not fall stay as the closed form left them.
+(`coreprune.engine.alone`). One input in `descent.HELD` is never descended on. Sites whose error on these does not fall
+stay as the closed form left them.
 
 Source: maths/refine.py does this in closed form for layers in a row. Layer by layer on samples and without labels,
 there for rounding: Nagel et al. 2020, arXiv:2004.10568 (AdaRound). The optimiser is Adam, Kingma & Ba 2015.
@@ -27,7 +27,7 @@ from coreprune.engine.local import Progress, generator_for
 from coreprune.engine.precision import reduced
 from coreprune.engine.probes import token_tables
 from coreprune.engine.runner import Steps
-from coreprune.engine.together import Together, Window, put, windows
+from coreprune.engine.together import Together, Window, put, shifted, windows
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, rows_of
 from coreprune.model.site import Inspection
@@ -88,9 +88,8 @@ def turned(
             f"that are used once, and a prior of {FEWEST} inputs or more: use method='kernel'"
         )
     added = dict(shifts or {})
-    run = _Run(
-        found, tensors, {**tensors, **_shifted(tensors, added)}, cuts, able, batches, seed, following, batch_statistics
-    )
+    start = {**tensors, **shifted(tensors, added)}
+    run = _Run(found, tensors, start, cuts, able, batches, seed, following, batch_statistics)
     done: dict[str, Cut] = {}
     count = 0
     for window in run.windows:
@@ -103,10 +102,6 @@ def turned(
     if progress:
         progress(len(able), len(able), "")
     return Turned(tuple(done.get(cut.site.name, cut) for cut in cuts), added)
-
-
-def _shifted(tensors: Mapping[str, Tensor], shifts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensors[name].detach() + shift.to(tensors[name]) for name, shift in shifts.items()}
 
 
 class _Run:

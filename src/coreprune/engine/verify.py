@@ -307,7 +307,7 @@ def _certificate(
 def _measure(dense: nn.Module, small: nn.Module, x: Tensor, delta: float) -> tuple[float, float, float]:
     """Relative error on inputs, and what `exceeded` says of the largest error at each."""
     if len(x) < FEWEST:
-        raise InvalidInputError(f"{len(x)} inputs were given to measure on: give at least {FEWEST}")
+        raise InvalidInputError(f"{len(x)} inputs are too few to measure on: give at least {FEWEST}")
     if not bool(torch.isfinite(x).all()):
         raise InvalidInputError("the inputs hold NaN or infinite values: give finite inputs")
     try:

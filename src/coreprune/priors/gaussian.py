@@ -14,7 +14,7 @@ from coreprune.errors import InvalidInputError
 from coreprune.maths.layer import Layer
 from coreprune.maths.propagate import Component, Law, Pair, law_of
 
-__all__ = ["Gaussian", "Propagation"]
+__all__ = ["Gaussian", "Propagation", "check_deviations"]
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,18 @@ class Gaussian:
         """
         mean = _vector(self.mean, features, "mean")
         std = _vector(radius / math.sqrt(features) if self.std is None else self.std, features, "std")
-        if bool((std < 0).any()):
-            raise InvalidInputError(
-                f"std={float(std.min()):g} was asked of the prior: give standard deviations, which are not negative"
-            )
+        check_deviations(std)
         if not self.scales or not all(math.isfinite(s) and s >= 0 for s in self.scales):
             raise InvalidInputError(f"scales={tuple(self.scales)} was asked of the prior: give non-negative factors")
         return Pair(tuple(Component(1.0, mean, (s * std).square()) for s in self.scales))
+
+
+def check_deviations(std: Tensor) -> None:
+    """Raise InvalidInputError where a standard deviation is negative."""
+    if bool((std < 0).any()):
+        raise InvalidInputError(
+            f"std={float(std.min()):g} was asked of the prior: give standard deviations, which are not negative"
+        )
 
 
 @dataclass(frozen=True)
