@@ -24,9 +24,9 @@ __all__ = ["Picked", "automatic", "picked"]
 
 #: tokens of a sequence for causal language models, whose later tokens have the longer context
 WINDOW = 128
-#: floating operations that matching images may cost where nobody asked for it, and what an entry that a node writes
-#: counts as: between 32 and 350 in small and in large images, measured on one core
-AFFORDABLE, ENTRY = 2**42, 64
+#: floating operations that matching images may cost where nobody asked for it, two minutes of one core at most, and what
+#: an entry that a node writes counts as: between 110 and 400, measured on one core for nine networks
+AFFORDABLE, ENTRY = 2.5e13, 256
 
 
 def automatic(model: nn.Module, captured: Captured) -> Gaussian | Generated | Text | Matched:
