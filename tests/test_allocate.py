@@ -13,7 +13,8 @@ from test_budget import blocks
 from torch import Tensor, nn
 
 import coreprune as cp
-from coreprune.budget import allocate, widths
+from coreprune.allocation import allocate
+from coreprune.budget import widths
 from coreprune.errors import InvalidInputError, UnknownNameError
 from coreprune.model.site import Inspection, parameters_after
 from coreprune.model.stack import discover

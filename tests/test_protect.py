@@ -10,7 +10,8 @@ from helpers import lenet_like
 from test_allocate import FOUND, cost, curves
 
 import coreprune as cp
-from coreprune.budget import allocate, widths
+from coreprune.allocation import allocate
+from coreprune.budget import widths
 from coreprune.errors import InvalidInputError, UnknownNameError
 from coreprune.model.groups import floors
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from decimal import Decimal
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from coreprune.budget import Remove, Widths, allocate, check_fraction, draws_of, number_of, widths
+from coreprune.allocation import allocate
+from coreprune.budget import Widths, draws_of, number_of
 from coreprune.engine.correction import corrections
 from coreprune.engine.driven import Trial, asked_of, driven, to_measure
 from coreprune.engine.imposed import imposed
@@ -23,13 +22,11 @@ from coreprune.engine.outputs import at_hand, compared, held_out
 from coreprune.engine.probes import token_tables
 from coreprune.engine.shares import Balance, balanced
 from coreprune.engine.turning import follows, turned
-from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.errors import InvalidInputError
 from coreprune.garbage import searched_less
-from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
 from coreprune.model.capture import described, graded
 from coreprune.model.discover import discover
-from coreprune.model.groups import matching
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import marks_of, tensors_of
 from coreprune.model.untouched import drawing
@@ -43,6 +40,7 @@ from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.report.evidence import kept_of_curve
 from coreprune.report.recipe import versions, written
+from coreprune.sharing import by_error, check_asked, most_left, shared_out, widths_asked
 from coreprune.wish import Wish, check, check_finite, check_measured, check_sites, fractions_of, radius_of
 
 __all__ = ["Decision", "decided", "measured_outputs"]
@@ -80,6 +78,7 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
     check_sites(model, found)
     check_measured(found, wish)
     tensors = tensors_of(model)
+    check_asked(model, found, wish)
     check_finite(model.state_dict())
     budget = with_table(model, found, wish.budget, wish.clock)
     wish = replace(wish, budget=budget, timed=arguments_of(model, found))
@@ -217,16 +216,10 @@ def _widths(
     model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], wish: Wish, request: Request, prior: Prior
 ) -> _Kept:
     """Units to keep, by site, with what was found on the way."""
-    shares: dict[str, Any] = {
-        name: getattr(wish, name) for name in ("ignore", "kinds", "uniform", "round_to", "protect")
-    }
-    if wish.uniform == "config":
-        shares |= _configured(model, found, wish)
-    if wish.budget is None and not _by_error(wish):
-        if wish.remove is None and wish.units is None:
-            return _Kept({})
-        return _Kept(widths(found, remove=wish.remove, units=wish.units, **shares))
-    left: Mapping[str, Any] = wish.budget if wish.budget is not None else {"params": _left(wish.remove)}
+    shares = shared_out(model, found, wish)
+    if wish.budget is None and not by_error(wish):
+        return _Kept(widths_asked(found, wish, shares))
+    left = most_left(wish)
     survey = surveyed(found, tensors, request) if found.graphs else None
     errors = curves(model, found, tensors, request) if survey is None else survey.curves
     asked = asked_of(wish.budget)
@@ -247,7 +240,7 @@ def _widths(
     itemsize = next(iter(tensors.values())).element_size()
 
     def shared(by: Mapping[str, Tensor]) -> Widths:
-        return allocate(found, by, left, itemsize=itemsize, **shares)
+        return allocate(found, by, left, itemsize=itemsize, remove=wish.remove, **shares)
 
     if left.get("table", {}).get("fresh"):
         with wish.clock.stage("timing"):
@@ -283,11 +276,6 @@ def _jointly(
     return kept, cuts
 
 
-def _by_error(wish: Wish) -> bool:
-    """Whether a fraction of all parameters is shared out by the sites' error curves."""
-    return isinstance(wish.remove, numbers.Real) and float(wish.remove) > 0 and method_named(wish.method).law
-
-
 def _pulls(found: Inspection, wish: Wish, prior: Prior) -> bool:
     """Whether gradients of the whole network can be had, and the method heeds what they say."""
     if not found.graphs or found.graphs[0].path or isinstance(prior, NormLayer):  # none comes through a drawn norm
@@ -313,40 +301,7 @@ def _balances(found: Inspection, wish: Wish, prior: Prior) -> bool:
     """
     if not _pulls(found, wish, prior) or wish.uniform is not False:
         return False
-    return _by_error(wish) or (wish.budget is not None and "error" not in wish.budget)
-
-
-def _configured(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, Any]:
-    """Groups of sites that one field of the model's configuration speaks of; what has no field stays whole."""
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
-        raise InvalidInputError(
-            f"uniform='config' was asked, but {type(model).__name__} has no configuration: give uniform=True or False"
-        )
-    allowed = set(wish.kinds or [site.kind for site in found.sites])
-    sites = {
-        site.name: (site.units, tuple((at.tensor, at.axis) for at in site.locations if at.tensor))
-        for site in found.sites
-        if site.kind in allowed
-    }
-    if not sites:
-        return {"uniform": False}  # which says what is missing
-    groups = list(governed(type(model), config, found.shapes, sites).values())
-    named = {name for group in groups for name in group}
-    if not named:
-        raise UnsupportedModelError(
-            f"{type(config).__name__} has no field for any width that can be cut: cut with uniform=True or False, and "
-            "load the result with coreprune.load"
-        )
-    whole = [site.name for site in found.sites if site.name not in named]
-    for pattern in [*(wish.units or ()), *(wish.remove if isinstance(wish.remove, Mapping) else ())]:
-        asked = {site.name for site in matching(found.sites, pattern)}
-        if not asked & named:
-            raise UnsupportedModelError(
-                f"{min(asked)} was asked for, and {type(config).__name__} has no field for its width: cut with "
-                "uniform=False, and load the result with coreprune.load"
-            )
-    return {"uniform": groups, "ignore": (*wish.ignore, *whole)}
+    return by_error(wish) or (wish.budget is not None and "error" not in wish.budget)
 
 
 def _recipe(
@@ -385,10 +340,3 @@ def _radius_from(radius: float | None, found: Inspection) -> str:
     if found.graphs:
         return "no worst case is stated"
     return "given" if radius is not None else f"√d for d = {found.features} input features"
-
-
-def _left(remove: Remove | None) -> str:
-    """A fraction of parameters to remove as the share that may be left."""
-    assert isinstance(remove, numbers.Real)
-    check_fraction(float(remove))
-    return f"{100 * (1 - Decimal(repr(float(remove)))):f}%"

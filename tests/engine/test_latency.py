@@ -13,7 +13,7 @@ from test_allocate import FOUND, curves
 from torch import nn
 
 import coreprune as cp
-from coreprune.budget import allocate
+from coreprune.allocation import allocate
 from coreprune.engine import latency
 from coreprune.engine.latency import measured_table, table_of
 from coreprune.errors import InvalidInputError

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import coreprune as cp
-from coreprune.budget import allocate
+from coreprune.allocation import allocate
 from coreprune.engine import shares
 from coreprune.engine.inputs import inputs
 from coreprune.engine.local import Request

@@ -24,7 +24,7 @@ __all__ = ["Picked", "automatic", "picked"]
 
 #: tokens of a sequence for causal language models, whose later tokens have the longer context
 WINDOW = 128
-#: floating operations that matching images may cost where nobody asked for it, two minutes of one core at most, and what
+#: floating operations that matching images may cost where nobody asked for it, two minutes of one core, and what
 #: an entry that a node writes counts as: between 110 and 400, measured on one core for nine networks
 AFFORDABLE, ENTRY = 2.5e13, 256
 
