@@ -41,7 +41,7 @@ from coreprune.priors.text import Text
 from coreprune.report.evidence import kept_of_curve
 from coreprune.report.recipe import versions, written
 from coreprune.sharing import by_error, check_asked, most_left, shared_out, widths_asked
-from coreprune.wish import Wish, check, check_finite, check_measured, check_sites, fractions_of, radius_of
+from coreprune.wish import Wish, check, check_finite, check_fits, check_sites, fractions_of, radius_of
 
 __all__ = ["Decision", "decided", "measured_outputs"]
 
@@ -76,7 +76,7 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
     """The same of a wish that was checked."""
     method = method_named(wish.method)
     check_sites(model, found)
-    check_measured(found, wish)
+    check_fits(found, wish)
     tensors = tensors_of(model)
     check_asked(model, found, wish)
     check_finite(model.state_dict())

@@ -25,7 +25,7 @@ from coreprune.model.site import Inspection
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 
-__all__ = ["Share", "Wish", "check", "check_finite", "check_measured", "check_sites", "fractions_of", "prior_of_cut",
+__all__ = ["Share", "Wish", "check", "check_finite", "check_fits", "check_sites", "fractions_of", "prior_of_cut",
            "radius_of"]  # fmt: skip
 
 MOST_SEED = 2**62  # the generators take 64 bits, and further seeds are made of one by adding
@@ -118,8 +118,14 @@ def check_sites(model: nn.Module, found: Inspection) -> None:
         )
 
 
-def check_measured(found: Inspection, wish: Wish) -> None:
-    """Raise InvalidInputError where a budget is to be measured on a network that was not captured."""
+def check_fits(found: Inspection, wish: Wish) -> None:
+    """Raise InvalidInputError where what is asked is of stacks, or of captured networks, and this is the other sort."""
+    method = method_named(wish.method)
+    if wish.radius is not None and found.graphs and (method.law or method.turns):
+        raise InvalidInputError(
+            f"radius={wish.radius!r} was asked of a network that is no stack of Linear layers: no worst case is proved "
+            f"of it, and method={wish.method!r} has no use for a radius: leave it out"
+        )
     asked = asked_of(wish.budget)
     if asked is not None and not found.graphs:
         raise InvalidInputError(

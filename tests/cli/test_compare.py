@@ -53,6 +53,14 @@ def test_a_dense_file_and_a_result(command, order):
     assert body["note"] == ""
 
 
+@pytest.mark.usefixtures("both")
+def test_what_a_checkpoint_holds_beside_the_network_is_not_counted(command):
+    save_file({**two_sites().state_dict(), "position_ids": torch.arange(512)}, "dense.safetensors")
+    body = json.loads(good(command("compare", "dense.safetensors", "one", "--json")))
+    assert body["parameters"][0] == sum(p.numel() for p in two_sites().parameters())
+    assert body["note"] == "" and body["sites"][0]["kept"] == [16, 5]
+
+
 def test_networks_of_other_sizes_are_told(command):
     good(command("prune", MODEL, "one", "--units", "0=5"))
     good(command("prune", "helpers:wider", "two", "--units", "0=5"))

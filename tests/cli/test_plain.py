@@ -144,7 +144,7 @@ def test_a_result_that_is_not_whole_is_not_reported(command):
 @pytest.mark.parametrize(
     "words,told",
     [
-        (["prune", MODEL, "s", "--remove", "0.999"], "params=0.100%"),
+        (["prune", MODEL, "s", "--remove", "0.999"], "--remove 0.999 was asked"),
         (["prune", MODEL, "s", "--budget", "flops=1%"], "'"),
         (["prune", MODEL, "s", "--remove", "0.3", "--ignore", "*"], "no site is left by --ignore and --kinds"),
         (["prune", MODEL, "s", "--remove", "0.3", "--round-to", 100], "no site has more units than 100 units"),

@@ -130,8 +130,24 @@ def test_modes_come_back_after_an_error():
 
 
 def test_control_flow_that_depends_on_values_is_refused_with_what_to_do(capfd):
-    with pytest.raises(UnsupportedModelError, match=r"Head cannot be captured by torch.export \(.+\): cut it block by block "
-                       r"with capture='blocks', or rewrite what depends on values"):  # fmt: skip
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4))
+
+        def forward(self, x):
+            return x * self.weight if x.sum() > 0 else x
+
+    said = r" cannot be captured by torch.export \(.+\)"
+    for model, how, advice in (
+        (Head(), "export", ": cut it block by block with capture='blocks', or rewrite what depends on values"),
+        (Bare(), "auto", ", and none of its blocks can be: rewrite what depends on values"),  # blocks were tried
+    ):
+        with pytest.raises(UnsupportedModelError, match=type(model).__name__ + said + advice):
+            discover_network(model, torch.randn(3, 4), how)
+    found = discover_network(Head(), torch.randn(3, 4))
+    assert not found.sites and not any("capture=" in refusal.reason for refusal in found.refused)
+    with pytest.raises(UnsupportedModelError, match=f"{said}$"):
         capture(Head(), torch.randn(3, 4))
     assert capfd.readouterr() == ("", "")  # the exporter would print its graph
 

@@ -101,6 +101,8 @@ def _source_of(spec: str, factory: str | None, shape: str | None) -> Source:
 
 def model_of(spec: str, factory: str | None) -> nn.Module:
     """The network that MODEL and --factory mean."""
+    if Path(spec).is_dir():
+        raise InvalidInputError(f"{spec} is a directory, and --factory goes with a .safetensors file: leave it out")
     if Path(spec).suffix in {".pt", ".pth", ".bin", ".pkl", ".safetensors"} or Path(spec).exists():
         tensors = read_tensors(spec)
         if factory is None:
@@ -150,9 +152,13 @@ def example_of(shape: str | None) -> torch.Tensor | None:
         return None
     try:
         sizes = [int(size) for size in shape.replace(",", "x").split("x")]
+        if min(sizes) < 1:
+            raise ValueError(f"a size of {min(sizes)}")
         return torch.zeros(sizes)
     except (ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"--input {shape!r} is not a shape: write one such as 1x784") from error
+        raise InvalidInputError(
+            f"--input {shape!r} is not the shape of a batch: write one such as 1x784, sizes from 1"
+        ) from error
 
 
 def _example_for(model: nn.Module, shape: str | None) -> Any:

@@ -19,6 +19,7 @@ from coreprune.report.compare import comparison_text, dense_numbers
 from coreprune.report.cost import Cost, measure
 from coreprune.report.numbers import Numbers
 from coreprune.report.runtimes import RUNTIMES, check_runtimes
+from coreprune.result import read_structure
 
 __all__ = ["compare"]
 
@@ -43,9 +44,11 @@ def compare(a: str, b: str, speed: bool, seconds: float, runtimes: str, as_json:
       coreprune compare small/ smaller/
       coreprune compare path/to/hugging-face-directory small/ --speed
     """
-    sides = [_numbers(Path(place)) for place in (a, b)]
-    if not any(side.recipe for side in sides):
+    results = [place for place in (a, b) if (Path(place) / "structure.json").exists()]
+    if not results:
         raise InvalidInputError(f"neither {a} nor {b} has a structure.json: give a directory that coreprune wrote")
+    known = set(read_structure(results[0])["tensors"])
+    sides = [_numbers(Path(place), known) for place in (a, b)]
     found = compared(*sides)
     if speed:
         found = replace(found, cost=_run(a, b, seconds, check_runtimes(runtimes)))
@@ -66,8 +69,11 @@ def _run(a: str, b: str, seconds: float, runtimes: tuple[str, ...]) -> Cost:
         return measure(first, second, huggingface.example_inputs(first), seconds=seconds, others=runtimes)
 
 
-def _numbers(place: Path) -> Numbers:
-    """Of a result, or of a dense network as its files say."""
+def _numbers(place: Path, known: set[str]) -> Numbers:
+    """Of a result, or of a dense network as its files say: of all tensors there those that are known in the result.
+
+    A checkpoint can hold what its class no longer keeps, and tied tensors under each of their names.
+    """
     if (place / "structure.json").exists():
         return numbers_of(place)
     if (place / "plan.json").exists():
@@ -75,9 +81,10 @@ def _numbers(place: Path) -> Numbers:
     files = [place] if place.suffix == ".safetensors" else sorted(place.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{place} holds neither a structure.json nor *.safetensors: check the path")
-    parameters, size = 0, 0
-    for file in files:
-        for shape, bits in headers(file):
-            parameters += math.prod(shape)
-            size += math.prod(shape) * bits // 8
+    stored = {name: one for file in files for name, one in headers(file).items()}
+    if known <= set(stored):
+        stored = {name: stored[name] for name in known}
+    entries = [(math.prod(shape), bits) for shape, bits in stored.values()]
+    size = sum(count * bits // 8 for count, bits in entries)
+    parameters = sum(count for count, _ in entries)
     return dense_numbers(place.resolve().name, parameters, size, sum(file.stat().st_size for file in files))

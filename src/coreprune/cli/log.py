@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from textwrap import fill
 
 import click
 
@@ -49,5 +50,6 @@ class _Seconds(logging.Formatter):
     """Seconds since the program started, and what happened."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        return f"{record.relativeCreated / 1000:8.2f} s  {record.levelname.lower()}: {record.getMessage()}"
+        """One line, and more in a terminal that is too narrow for it."""
+        line = f"{record.relativeCreated / 1000:8.2f} s  {record.levelname.lower()}: {record.getMessage()}"
+        return fill(line, 80, subsequent_indent=" " * 12) if sys.stderr.isatty() else line

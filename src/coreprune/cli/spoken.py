@@ -29,9 +29,13 @@ _PHRASES = (
     (r"\bexample_inputs(?=( \[|$| and| do| hold| show))", "--input"),
     (r"\bwithout example_inputs", "without --input"),
     (r"\bforce=True", "--force"),
+    (r"\bgive keep= a new or empty directory", "move it away"),
+    (r"\bgive the same again, or keep= a new directory",
+     "ask for the same again, or begin anew with --force, without --resume"),
     (r"\bworst=False", "--no-worst"),
     (r"\buniform=False", "--uneven"),
     (r"\bprior=Text\(path='([^']*)'[^)]*\)", r"--text \1"),
+    (rf"(?<!--budget )(?<![\w.-])({_BUDGETS})=''", r"--budget \1="),
     (rf"(?<!--budget )(?<![\w.-])({_BUDGETS})='?([^'\s,:;()]+)'?", r"--budget \1=\2"),
     (rf"(?<!--budget )(?<![\w.-])({_BUDGETS})=(?=[\s,:;()])", r"--budget \1=X"),
 )  # fmt: skip

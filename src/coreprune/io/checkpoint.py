@@ -16,16 +16,16 @@ __all__ = ["headers", "read_tensors", "write_tensors"]
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 
 
-def headers(file: Path) -> list[tuple[list[int], int]]:
-    """Shape and bits per entry of every tensor of a safetensors file; no tensor is read.
+def headers(file: Path) -> dict[str, tuple[list[int], int]]:
+    """Shape and bits per entry of every tensor of a safetensors file, by name; no tensor is read.
 
     Raises:
         CheckpointError: it is not whole.
     """
     try:
         with safe_open(file, framework="pt") as reader:
-            slices = [reader.get_slice(name) for name in reader.keys()]  # noqa: SIM118
-            return [(one.get_shape(), _BITS.get(one.get_dtype(), 8)) for one in slices]
+            slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
+            return {name: (one.get_shape(), _BITS.get(one.get_dtype(), 8)) for name, one in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} is not a whole safetensors file ({error}): write or copy it again") from error
 

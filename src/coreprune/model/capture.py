@@ -116,8 +116,7 @@ def capture(model: nn.Module, example_inputs: Any, *, path: str = "", quick: boo
             if _registered(_run(model, args, kwargs)):
                 return capture(model, (args, kwargs), path=path, quick=quick)
             raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be captured by torch.export ({first_line(error)}): "
-                "cut it block by block with capture='blocks', or rewrite what depends on values"
+                f"{type(model).__name__} cannot be captured by torch.export ({first_line(error)})"
             ) from error
     signature = program.graph_signature
     first = _first_names(model)

@@ -75,11 +75,15 @@ def discover_network(model: nn.Module, example_inputs: Any, how: str = "auto") -
             captures = [capture(model, example_inputs, quick=how == "auto")]
         except UnsupportedModelError as error:
             if how == "export":
-                raise
+                raise UnsupportedModelError(
+                    f"{error}: cut it block by block with capture='blocks', or rewrite what depends on values"
+                ) from error
             refused.append(Refusal(type(model).__name__, str(error)))
             captures = list(_blocks(model, example_inputs, refused))
             if not captures:
-                raise
+                raise UnsupportedModelError(
+                    f"{error}, and none of its blocks can be: rewrite what depends on values"
+                ) from error
     tensors = tensors_of(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     state = model.state_dict()

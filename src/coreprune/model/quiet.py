@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 __all__ = ["quiet"]
 
-_LOGS = ("torch.export", "torch.fx", "torch.onnx")
+_LOGS = ("torch.export", "torch.fx", "torch.onnx", "torch._subclasses")
 
 
 @contextmanager
