@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coreprune.errors import InvalidInputError
-from coreprune.maths.streaming import Stream, finite, squared
+from coreprune.maths.streaming import WIDE, Stream, add_squared, finite, mirrored, squared
 
 
 def sample(count: int, n: int = 4, seed: int = 0) -> torch.Tensor:
@@ -94,6 +94,35 @@ def test_nothing_seen_is_refused():
         stream.moments()
 
 
+@pytest.mark.parametrize("features", [WIDE - 1, WIDE, 2 * WIDE + 3])
+def test_squares_are_summed_up_in_blocks(features):
+    """In place, block by block, the blocks below the diagonal left alone until all is mirrored."""
+    parts = [torch.randn(7, features, generator=seeded(s), dtype=torch.float64) for s in range(2)]
+    total = torch.full((features, features), math.nan, dtype=torch.float64)
+    for beta, part in enumerate(parts):
+        add_squared(total, part, beta=beta)
+    assert torch.equal(mirrored(total), total.T)
+    torch.testing.assert_close(total, sum(part.T @ part for part in parts))
+    assert bool(total.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_batches_of_many_features(dtype):
+    """More batches than features: the rank-one terms that the scatter lacks are added on the way, and all at the end."""
+    stream, x = Stream(WIDE), torch.randn(3 * (WIDE + 5), WIDE, generator=seeded(1), dtype=torch.float64) + 3
+    for batch in x.to(dtype).split(3):
+        mean = batch.mean(0)
+        stream._take(batch - mean, mean.double())
+    mean, covariance = stream.moments()
+    assert covariance.dtype == dtype and mean.dtype == torch.float64
+    slack = 100 * torch.finfo(dtype).eps
+    torch.testing.assert_close(mean, x.mean(0), rtol=slack, atol=slack)
+    exact = torch.cov(x.T, correction=0).to(dtype)
+    torch.testing.assert_close(covariance, exact, rtol=0, atol=slack * float(exact.max()))
+    again = stream.moments()[1]
+    assert torch.equal(again, covariance) and torch.equal(covariance, covariance.T)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused(bad):
     x = sample(10)
@@ -117,7 +146,7 @@ def test_a_scatter_about_a_place_beside_the_mean_counts_all_the_same():
     for batch in x.split(16):
         mean, off = batch.mean(0), 0.1 * torch.randn(x.shape[1], generator=seeded(3), dtype=torch.float64)
         from_near = batch - (mean - off)
-        stream._take(from_near.T @ from_near, mean, len(batch), off)
+        stream._take(from_near, mean, off)
     mean = x.mean(0)
     torch.testing.assert_close(stream.moments()[0], mean)
     torch.testing.assert_close(stream.moments()[1], (x - mean).T @ (x - mean) / len(x))

@@ -14,7 +14,7 @@ from torch import Tensor
 from coreprune.engine.norms import Norms
 from coreprune.engine.runner import run
 from coreprune.maths.lowrank import LowRank
-from coreprune.maths.streaming import Stream, finite, squared
+from coreprune.maths.streaming import Stream, finite
 from coreprune.model.capture import Arguments, Captured, rows_of
 from coreprune.model.site import Tap
 
@@ -24,7 +24,7 @@ __all__ = ["Moments", "Observed", "as_seen", "clipped", "moments", "samples", "s
 #: A reader's covariance takes in PER_FEATURE samples for each of its n features over all batches, or SAMPLES where that
 #: is more: n²·max(8n, 16384) multiplications. Neighbours in an image say nearly the same, so little is lost.
 PER_FEATURE, SAMPLES = 8, 16384
-#: features above which products are taken in float32 (of centred samples) and only their sums in float64
+#: features above which products are taken in float32 (of centred samples); their sums are float64 where they are few
 SMALL = 64
 #: more than LARGE features of which fewer than one in THIN samples was seen are kept as these samples
 LARGE, THIN = 1024, 16
@@ -89,11 +89,12 @@ def _rows_at(value: Tensor, axis: int, at: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a reader saw of its units: mean (units·block,) and covariance (units·block, units·block), float64.
+    """What a reader saw of its units: mean (units·block,), float64, and covariance (units·block, units·block).
 
-    The covariance is of low rank where samples are few. It is divided by `count`, the number of samples taken in.
-    `cost` is the second moment of the network's gradients there, (units·block, units·block), and `typical` are the
-    moments of clipped samples, see `clipped`, where they were asked for.
+    The covariance is float32 from `coreprune.maths.streaming.WIDE` features, and of low rank where samples are few. It
+    is divided by `count`, the number of samples taken in. `cost` is the second moment of the network's gradients there,
+    (units·block, units·block), and `typical` are the moments of clipped samples, see `clipped`, where they were asked
+    for.
     """
 
     mean: Tensor
@@ -104,7 +105,8 @@ class Observed:
 
 
 class Moments(Stream):
-    """A stream of samples. Above SMALL features products are float32, of samples less their batch's mean.
+    """A stream of samples. Above SMALL features products are float32, of samples less their batch's mean, and from
+    `coreprune.maths.streaming.WIDE` their sums too.
 
     Where features are many and samples very few, the samples themselves are the least that says their covariance.
     """
@@ -116,7 +118,7 @@ class Moments(Stream):
         self._held: list[Tensor] = []
 
     def add(self, batch: Tensor) -> None:
-        """Take in samples, (N, features): with m their mean and c its rounding, N Cov = Σ(x−c)(x−c)ᵀ − N(m−c)(m−c)ᵀ."""
+        """Take in samples, (N, features): with m their mean and c near it, N Cov = Σ(x−c)(x−c)ᵀ − N(m−c)(m−c)ᵀ."""
         if batch.shape[1] <= SMALL or not len(batch):
             super().add(batch)
             return
@@ -127,11 +129,11 @@ class Moments(Stream):
                 self._add(one)
 
     def _add(self, batch: Tensor) -> None:
-        mean = batch.mean(0, dtype=torch.float64)
         kind = torch.promote_types(batch.dtype, torch.float32)
-        near = mean.to(kind)
+        near = batch.mean(0, dtype=kind)
         centred = (batch.to(kind) - near).float()
-        self._take(squared(centred), mean, len(batch), mean - near.double())
+        off = centred.mean(0).double()
+        self._take(centred, near.double() + off, off)
 
     def observed(self) -> Observed:
         """What was seen.

@@ -19,7 +19,7 @@ from torch import Tensor
 from coreprune.maths.gram import Moments
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.reweight import solve
-from coreprune.maths.streaming import squared
+from coreprune.maths.streaming import add_squared, mirrored, squared
 
 __all__ = ["Reading", "inner", "root", "squares", "weighed"]
 
@@ -53,8 +53,9 @@ class Reading:
         kind = torch.promote_types(self.outgoing.dtype, torch.float32)
         total = self.mean.new_zeros(size, size)
         for piece in self.outgoing.split(max(1, _CHUNK // max(self.outgoing[:1].numel(), 1))):
-            total += squared(piece.movedim(-1, 0).reshape(size, -1).to(kind).T)  # a unit's entries lie together
-        return total
+            rows = piece.movedim(-1, 0).reshape(size, -1).to(kind)  # a unit's entries lie together
+            add_squared(total, rows.T) if kind == total.dtype else total.add_(squared(rows.T))
+        return mirrored(total)
 
     @cached_property
     def squares(self) -> Tensor:

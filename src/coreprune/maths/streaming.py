@@ -7,9 +7,9 @@ from torch import Tensor
 
 from coreprune.errors import InvalidInputError
 
-__all__ = ["Stream", "finite", "squared"]
+__all__ = ["Stream", "add_squared", "finite", "mirrored", "squared"]
 
-#: columns from which a matrix is squared in halves
+#: columns from which a matrix is squared in halves, and squares are summed up where they are, in their own precision
 WIDE = 256
 
 
@@ -28,6 +28,7 @@ class Stream:
         self.count = 0
         self._mean = torch.zeros(features, dtype=torch.float64)
         self._scatter: Tensor | None = None
+        self._ends: list[tuple[float, Tensor]] = []  # w, v of the terms w·vvᵀ that the scatter lacks
 
     def add(self, batch: Tensor) -> None:
         """Take in a batch, (N, features)."""
@@ -35,36 +36,51 @@ class Stream:
         if not len(new):
             return
         mean = new.mean(0)
-        centred = new - mean
-        self._take(squared(centred), mean, len(new))
+        self._take(new - mean, mean)
 
-    def _take(self, scatter: Tensor, mean: Tensor, new: int, off: Tensor | None = None) -> None:
-        """Take in `new` vectors with their mean and their scatter about it, or about the mean less `off`."""
+    def _take(self, centred: Tensor, mean: Tensor, off: Tensor | None = None) -> None:
+        """Take in vectors less their mean, or less their mean less `off`, and that mean."""
+        new, features = centred.shape
         gap, total = mean - self._mean, self.count + new
-        ends, weights = gap[None], [self.count * new / total]
+        if features < WIDE:
+            scatter = squared(centred).double()
+            self._scatter = scatter if self._scatter is None else self._scatter.add_(scatter)
+        else:
+            self._scatter = centred.new_zeros(features, features) if self._scatter is None else self._scatter
+            add_squared(self._scatter, centred)
+        self._ends.append((self.count * new / total, gap))
         if off is not None:
-            ends, weights = torch.stack([gap, off]), [*weights, -new]
-        self._scatter = scatter.double() if self._scatter is None else self._scatter.add_(scatter)
-        self._scatter.addmm_(ends.T * torch.tensor(weights, dtype=torch.float64), ends)
+            self._ends.append((-float(new), off))
+        if len(self._ends) >= features:
+            self._end()
         self._mean += gap * (new / total)
         self.count = total
 
+    def _end(self) -> None:
+        """Add the terms that the scatter lacks."""
+        if self._ends and self._scatter is not None:
+            vectors = torch.stack([vector for _, vector in self._ends])
+            weights = torch.tensor([weight for weight, _ in self._ends], dtype=vectors.dtype)
+            self._scatter.addmm_((vectors.T * weights).to(self._scatter), vectors.to(self._scatter))
+        self._ends = []
+
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance (divided by the count), float64.
+        """Mean, float64, and covariance (divided by the count), in the precision that its terms were summed up in.
 
         Raises:
             InvalidInputError: nothing, or something not finite, was seen.
         """
+        self._end()
         if self._scatter is None:
             raise InvalidInputError("the data yielded no inputs: give a loader with at least one batch")
-        covariance = self._scatter / self.count
+        covariance = mirrored(self._scatter) / self.count
         finite(covariance)
         return self._mean.clone(), covariance
 
 
 def finite(values: Tensor) -> None:
     """Raise InvalidInputError where one of many values is NaN or infinite: their sum is then, too."""
-    if not bool(torch.isfinite(values.sum())):
+    if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):  # sums may run over
         raise InvalidInputError("the data lead to NaN or infinite activations: check the inputs")
 
 
@@ -75,13 +91,39 @@ def squared(A: Tensor) -> Tensor:
         >>> squared(torch.tensor([[1.0, 2.0]])).tolist()
         [[1.0, 2.0], [2.0, 4.0]]
     """
+    if A.shape[1] < WIDE:
+        return mirrored(A.T @ A)
+    result = A.new_empty(A.shape[1], A.shape[1])
+    add_squared(result, A, beta=0)
+    return mirrored(result)
+
+
+def add_squared(total: Tensor, A: Tensor, *, beta: int = 1) -> None:
+    """β·total + AᵀA into `total`, (n, n), all but the blocks below the diagonal, for which see `mirrored`."""
     n = A.shape[1]
     if n < WIDE:
-        product = A.T @ A  # which need not be symmetric to the last bit
-        return (product + product.T) / 2
-    result, half = A.new_empty(n, n), n // 2
+        total.addmm_(A.T, A, beta=beta)
+        return
+    half = n // 2
     left, right = A[:, :half], A[:, half:]
-    result[:half, :half], result[half:, half:] = squared(left), squared(right)
-    result[:half, half:] = left.T @ right
-    result[half:, :half] = result[:half, half:].T
-    return result
+    add_squared(total[:half, :half], left, beta=beta)
+    add_squared(total[half:, half:], right, beta=beta)
+    total[:half, half:].addmm_(left.T, right, beta=beta)
+
+
+def mirrored(total: Tensor) -> Tensor:
+    """The matrix with the blocks below the diagonal those above it, and symmetric to the last bit; works in place.
+
+    Example:
+        >>> mirrored(torch.tensor([[1.0, 2.0], [2.0, 5.0]])).tolist()
+        [[1.0, 2.0], [2.0, 5.0]]
+    """
+    n = len(total)
+    if n < WIDE:
+        total.copy_((total + total.T) / 2)  # a product need not be symmetric
+        return total
+    half = n // 2
+    mirrored(total[:half, :half])
+    mirrored(total[half:, half:])
+    total[half:, :half] = total[:half, half:].T
+    return total
