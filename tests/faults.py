@@ -97,26 +97,35 @@ FAULTS = [
     # ------------------------------------------------------------ moments
     *_of("maths/streaming.py", "tests/maths/test_streaming.py", rows="""
         Stream.add | the scatter is about zero, not about the batch's mean
-        centred = new - mean
-        centred = new
+        self._take(new - mean, mean)
+        self._take(new, mean)
         Stream._take | a batch moves the covariance as if it were alone
-        [self.count * new / total]
-        [new * new / total]
+        (self.count * new / total, gap)
+        (new * new / total, gap)
         Stream._take | the running mean weighs a batch by what was seen before
         gap * (new / total)
         gap * (self.count / total)
         Stream._take | what a scatter's centre is off by is added, not taken away
-        [*weights, -new]
-        [*weights, new]
+        (-float(new), off)
+        (float(new), off)
+        Stream._end | terms that were added are added again
+        self._ends = []
+        pass
         Stream.moments | divided by the count less one
-        self._scatter / self.count
-        self._scatter / max(self.count - 1, 1)
+        mirrored(self._scatter) / self.count
+        mirrored(self._scatter) / max(self.count - 1, 1)
         finite | infinity passes as a number
-        torch.isfinite(values.sum())
-        ~torch.isnan(values.sum())
-        squared | one block off the diagonal is transposed
-        left.T @ right
-        right.T @ left
+        torch.isfinite(values).all()
+        ~torch.isnan(values).any()
+        add_squared | one block off the diagonal is transposed
+        addmm_(left.T, right, beta=beta)
+        addmm_(right.T, left, beta=beta)
+        add_squared | what is summed up in blocks on the diagonal begins anew with every batch
+        add_squared(total[half:, half:], right, beta=beta)
+        add_squared(total[half:, half:], right, beta=0)
+        mirrored | blocks below the diagonal stay as they were
+        total[half:, :half] = total[:half, half:].T
+        pass
         """),
     *_of("maths/hermite.py", "tests/maths/test_hermite.py", rows="""
         Expansion.variance | the tail enters unsquared
@@ -231,8 +240,8 @@ FAULTS = [
         """),
     *_of("maths/reading.py", "tests/maths/test_readers.py", rows="""
         Reading.gram | only the last piece of a large weight counts
-        total += squared(
-        total[:] = squared(
+        add_squared(total, rows.T)
+        add_squared(total, rows.T, beta=0)
         """),
     *_of("maths/readers.py", "tests/maths/test_readers.py", rows="""
         replace_for | the constant is the mean itself
@@ -439,6 +448,17 @@ FAULTS = [
         drawing | what the code draws does not follow the seed
         seed % 2**63
         torch.seed()
+        """),
+    *_of("engine/feasible.py", "tests/engine/test_feasible.py", rows="""
+        feasible | one group of heads that is fixed takes all others with it
+        dict.fromkeys(group, why)
+        dict.fromkeys(by_name, why)
+        _outline | the copy keeps the attributes of the whole network
+        follow(model, cuts)
+        []
+        _misfit | what the last graph says is all
+        (why for why in whys if why is not None)
+        (why for why in list(whys)[-1:] if why is not None)
         """),
     *_of("engine/equivalence.py", *EQUIVALENCE, rows="""
         require | a thousandth is taken for rounding

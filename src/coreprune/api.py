@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from coreprune.clock import Clock
 from coreprune.engine.anew import anew, prior_again
 from coreprune.engine.equivalence import require
+from coreprune.engine.feasible import discovered
 from coreprune.engine.inputs import Prior, check_prior, named
 from coreprune.engine.local import Progress
 from coreprune.engine.measure import measured
@@ -26,7 +27,6 @@ from coreprune.garbage import searched_less
 from coreprune.io.configs import write_fields
 from coreprune.maths.domain import Ball, Box
 from coreprune.model.capture import Arguments, graded, rebuilt
-from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import check_marks, tensors_of
 from coreprune.plan import Made, Plan
@@ -63,7 +63,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, *, capture: str = "aut
         >>> [(site.name, site.units) for site in inspect(net).sites]
         [('0', 8)]
     """
-    return discover(model, example_inputs, capture)
+    return discovered(model, example_inputs, capture)
 
 
 def plan(
@@ -142,7 +142,7 @@ def plan(
         seed, progress, protect=protect,
     )  # fmt: skip
     with wish.clock.stage("capturing"):
-        found = discover(model, example_inputs, capture)
+        found = discovered(model, example_inputs, capture)
     decision = decided(model, found, example_inputs, wish)
     return replace(decision.plan, timing=wish.clock.timing(rest=True))
 
@@ -182,7 +182,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: 
     if plan.recipe.get("inputs") is not None or example_inputs is not None:
         inputs = example_inputs if example_inputs is not None else rebuilt(plan.recipe["inputs"])
         with clock.stage("capturing"):
-            found = discover(model, inputs, plan.recipe.get("capture", "auto"))
+            found = discovered(model, inputs, plan.recipe.get("capture", "auto"))
     with clock.stage("cutting"):
         small = _applied(model, plan, Made(plan.cuts, tensors, plan.shifts), found, inplace, clock)
     return replace(small, timing=clock.timing(rest=True))
@@ -263,7 +263,7 @@ def prune(
     )  # fmt: skip
     clock = wish.clock
     with clock.stage("capturing"):
-        found = discover(model, example_inputs, capture)
+        found = discovered(model, example_inputs, capture)
     plan, made, law = decided(model, found, example_inputs, wish)
     plan.check(found.shapes)
     with clock.stage("cutting"):
@@ -343,7 +343,7 @@ def verify(
         prior = None if prior in ("auto", "noise") else prior
     if not (prior is None or isinstance(prior, Gaussian)):
         raise InvalidInputError(f"prior={prior!r} was asked of a stack of Linear layers: give a coreprune.Gaussian")
-    found = discover(model)
+    found = discovered(model)
     if box is not None and radius is not None:
         raise InvalidInputError("both radius= and box= were given: give one of them")
     prior = prior_of_cut(recipe, found.features) if prior is None else prior
@@ -383,7 +383,7 @@ def _held(
         return Held(loader.calls(), "the inputs given", independent=True)
     if prior is not None:
         check_prior(prior)
-    graph = discover(model, rebuilt(recipe["inputs"]), recipe.get("capture", "auto")).graphs[0]
+    graph = discovered(model, rebuilt(recipe["inputs"]), recipe.get("capture", "auto")).graphs[0]
     law = prior_again(model, graph, recipe) if prior is None or prior == "auto" else named(prior)
     return anew(model, graph, law, samples, seed + int(recipe.get("seed", 0)), progress)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreprune.errors import InvalidInputError
-from coreprune.model.groups import KINDS, Protect, Uniform, agree, alike, chosen, floors, matching
+from coreprune.model.groups import KINDS, Protect, Uniform, agree, alike, asked, chosen, floors, left_whole, matching
 from coreprune.model.site import Inspection, Site, parameters_after
 from coreprune.model.size import Size
 
@@ -80,9 +80,9 @@ def widths(
     check_round(round_to)
     sites, groups = chosen(inspection, ignore, kinds, uniform)
     if units is not None:
-        kept = _exact(inspection.sites, sites, units)
+        kept = _exact(inspection, sites, units)
     elif isinstance(remove, Mapping):
-        kept = _fractions(inspection.sites, sites, remove, round_to)
+        kept = _fractions(inspection, sites, remove, round_to)
     else:
         assert remove is not None
         check_fraction(remove)
@@ -101,10 +101,10 @@ def draws_of(
         InvalidInputError: not a whole number from 1, or a site that is also given a width.
         UnknownNameError: a pattern that matches nothing.
     """
-    ignored = {site.name for pattern in ignore for site in matching(inspection.sites, pattern)}
+    ignored = left_whole(inspection, ignore)
     result: dict[str, int] = {}
     for pattern, count in draws.items():
-        for site in matching(inspection.sites, pattern):
+        for site in asked(inspection, pattern):
             if not _whole(count) or count < 1:
                 raise InvalidInputError(f"draws={count!r} was asked of site {site.name!r}: give a whole number from 1")
             if site.name in kept:
@@ -169,9 +169,9 @@ def least_said(round_to: int | None, protected: Mapping[str, int]) -> str:
     return "one unit" if round_to in {None, 1} else f"{round_to} units"
 
 
-def _exact(every: Sequence[Site], sites: Sequence[Site], units: Mapping[str, int]) -> dict[str, int]:
+def _exact(inspection: Inspection, sites: Sequence[Site], units: Mapping[str, int]) -> dict[str, int]:
     kept: dict[str, int] = {}
-    for site, count in _asked(every, sites, units, "units"):
+    for site, count in _asked(inspection, sites, units, "units"):
         if not _whole(count) or not 1 <= count <= site.units:
             raise InvalidInputError(
                 f"units={count!r} was asked of site {site.name!r}, which has {site.units}: "
@@ -182,20 +182,22 @@ def _exact(every: Sequence[Site], sites: Sequence[Site], units: Mapping[str, int
 
 
 def _fractions(
-    every: Sequence[Site], sites: Sequence[Site], remove: Mapping[str, float], round_to: int | None
+    inspection: Inspection, sites: Sequence[Site], remove: Mapping[str, float], round_to: int | None
 ) -> dict[str, int]:
     kept: dict[str, int] = {}
-    for site, fraction in _asked(every, sites, remove, "remove"):
+    for site, fraction in _asked(inspection, sites, remove, "remove"):
         check_fraction(fraction)
         kept[site.name] = _rounded(max(1, site.units - round(site.units * fraction)), site.units, round_to)
     return kept
 
 
-def _asked(every: Sequence[Site], sites: Sequence[Site], asked: Mapping[str, T], said: str) -> Iterator[tuple[Site, T]]:
+def _asked(
+    inspection: Inspection, sites: Sequence[Site], wished: Mapping[str, T], said: str
+) -> Iterator[tuple[Site, T]]:
     """What is asked of sites that may be cut, of globs first and of names last, so that a name has the last word."""
-    names, cut = {site.name for site in every}, {site.name for site in sites}
-    for pattern, value in sorted(asked.items(), key=lambda item: item[0] in names):
-        found = [site for site in matching(every, pattern) if site.name in cut]
+    names, cut = {site.name for site in inspection.sites}, {site.name for site in sites}
+    for pattern, value in sorted(wished.items(), key=lambda item: item[0] in names):
+        found = [site for site in asked(inspection, pattern) if site.name in cut]
         if not found:
             raise InvalidInputError(
                 f"{said}= was asked of {pattern!r}, which ignore= or kinds= leaves whole: take it out of one of them"

@@ -168,7 +168,9 @@ def _observed(model: nn.Module, found: Inspection, prior: Prior, wish: Wish) -> 
         return law, found
     with wish.clock.stage("capturing"):
         seen = discover(model, example, wish.capture)
-    missing = {site.name for site in found.sites} - {site.name for site in seen.sites}
+    names = {site.name for site in found.sites}
+    seen = replace(seen, sites=tuple(site for site in seen.sites if site.name in names))
+    missing = names - {site.name for site in seen.sites}
     if missing:
         raise InvalidInputError(
             f"{min(missing)} can be cut as example_inputs show it, and not on inputs of the prior's shape: give "

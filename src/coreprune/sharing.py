@@ -14,7 +14,7 @@ from coreprune.budget import Widths, check_fraction, widths
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
-from coreprune.model.groups import matching
+from coreprune.model.groups import asked
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import tensors_of
 from coreprune.wish import Wish
@@ -90,10 +90,10 @@ def _configured(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, An
         )
     whole = [site.name for site in found.sites if site.name not in named]
     for pattern in [*(wish.units or ()), *(wish.remove if isinstance(wish.remove, Mapping) else ())]:
-        asked = {site.name for site in matching(found.sites, pattern)}
-        if not asked & named:
+        wished = {site.name for site in asked(found, pattern)}
+        if not wished & named:
             raise UnsupportedModelError(
-                f"{min(asked)} was asked for, and {type(config).__name__} has no field for its width: cut with "
+                f"{min(wished)} was asked for, and {type(config).__name__} has no field for its width: cut with "
                 "uniform=False, and load the result with coreprune.load"
             )
     return {"uniform": groups, "ignore": (*wish.ignore, *whole)}

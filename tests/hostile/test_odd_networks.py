@@ -149,7 +149,15 @@ def test_what_the_code_draws_itself_is_drawn_alike_on_both_sides():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_numbers_in_the_code_are_found_out_and_the_site_is_named():
+def test_heads_whose_number_is_in_the_code_are_refused_and_the_others_cut():
+    model, given = lively(Numbered()), (torch.randn(2, 7, 12),)
+    assert "its code fixes the number of heads (shape '[2, 7, 3, 4, 5]'" in reasons(model, given)["attention.qkv"]
+    assert len(cut(model, given).plan.kept) == 3
+
+
+def test_numbers_in_the_code_are_found_out_after_the_cut_too_and_the_site_is_named(monkeypatch):
+    """Where they cannot be found out before it, as in code that needs values."""
+    monkeypatch.setattr("coreprune.engine.feasible.feasible", lambda _, found: found)
     model, given = lively(Numbered()), (torch.randn(2, 7, 12),)
     before = suite.values(model)
     text = said(UnsupportedModelError, lambda: cut(model, given), "does not run", "[1, 7, 3, 4, 5]")
@@ -217,7 +225,9 @@ def test_computed_weights_are_refused_and_the_others_cut(wrap):
     assert names(model) == SITES[1:]
     assert "merge or remove it" in reasons(model)["first"]
     assert set(cut(model).plan.kept) == set(SITES[1:])
-    said(CorepruneError, lambda: cut(model, remove=None, units={"first": 6}), "'first'", "wide")
+    said(
+        CorepruneError, lambda: cut(model, remove=None, units={"first": 6}), "first cannot be cut", "merge or remove it"
+    )
 
 
 class Merged(nn.Module):

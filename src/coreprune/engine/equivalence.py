@@ -14,18 +14,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import Double, wide
 from coreprune.engine.masking import reconstructed, tapped
-from coreprune.engine.probes import crops, fits, synthesise
+from coreprune.engine.probes import crops, fits, misfit, synthesise
 from coreprune.engine.runner import run
 from coreprune.errors import CorepruneError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
 from coreprune.model.capture import Arguments, Captured, capture, first_line
 from coreprune.model.groups import alike
-from coreprune.model.record import Shapes
 from coreprune.model.site import Inspection, Tap
 from coreprune.model.tensors import tensors_of
 from coreprune.model.untouched import drawing, evaluating, holding, untouched
@@ -129,7 +128,7 @@ def _difference(
             return _distance(outputs, _live(module, arguments)), all(_finite(value) for value in outputs)
 
     smaller = list(crops(captured))
-    if smaller and _runs(module, captured):
+    if smaller and misfit(module, captured) is None:
         for less in smaller:
             with suppress(Exception):  # the code cannot do with smaller images: then with those it was given
                 difference, finite = compared(_arguments(less, one, dense))
@@ -270,24 +269,6 @@ def _arguments(
         chosen = pytree.tree_unflatten(given, spec)
     result: Arguments = pytree.tree_map(lambda a: a.to(device) if isinstance(a, Tensor) else a, chosen)
     return result
-
-
-def _runs(module: nn.Module, captured: Captured) -> bool:
-    """Whether a module gives outputs of the graph's shapes for the example: tried on shapes alone."""
-    nodes = list(captured.graph.graph.nodes)
-    expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
-    args, kwargs = _on_meta(captured.arguments)
-    try:
-        with Shapes(), holding(module, {id(t): _on_meta(t) for t in tensors_of(module).values()}):
-            outputs = module(*args, **kwargs)
-    except Exception:  # a module raises whatever its code raises, and some need values
-        return False
-    shapes = [[tuple(v.shape) for v in each if _floating(v)] for each in (pytree.tree_leaves(outputs), expected)]
-    return shapes[0] == shapes[1]
-
-
-def _on_meta(values: Any) -> Any:
-    return pytree.tree_map(lambda a: torch.empty_like(a, device="meta") if isinstance(a, Tensor) else a, values)
 
 
 def _finite(value: Any) -> bool:

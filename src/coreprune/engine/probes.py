@@ -7,15 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from coreprune.engine.runner import run
 from coreprune.errors import InvalidInputError
-from coreprune.model.capture import Arguments, Captured
+from coreprune.model.capture import Arguments, Captured, first_line
+from coreprune.model.record import Shapes
+from coreprune.model.tensors import tensors_of
+from coreprune.model.untouched import holding
 
-__all__ = ["batch_size", "by_shape", "crops", "fits", "fitting", "halved", "on_meta", "predicts", "synthesise",
-           "token_tables"]  # fmt: skip
+__all__ = ["batch_size", "by_shape", "crops", "fits", "fitting", "halved", "misfit", "on_meta", "predicts",
+           "synthesise", "token_tables"]  # fmt: skip
 
 #: side of an image from which a smaller one may stand for it
 LARGE = 128
@@ -116,6 +119,27 @@ def on_meta(captured: Captured, inputs: Arguments) -> list[Any] | None:
         return run(captured, tensors, inputs)
     except Exception:  # whatever an operator raises that holds the size of the example
         return None
+
+
+def misfit(module: nn.Module, captured: Captured) -> str | None:
+    """Why a module does not give outputs of the graph's shapes for the example, on shapes alone; None if it does."""
+    nodes = list(captured.graph.graph.nodes)
+    expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
+    args, kwargs = _without_values(captured.arguments)
+    try:
+        with Shapes(), holding(module, {id(t): _without_values(t) for t in tensors_of(module).values()}):
+            outputs = module(*args, **kwargs)
+    except Exception as error:  # a module raises whatever its code raises, and some need values
+        return first_line(error)
+    shapes = [
+        [tuple(v.shape) for v in each if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex())]
+        for each in (pytree.tree_leaves(outputs), expected)
+    ]
+    return None if shapes[0] == shapes[1] else f"its outputs have shapes {shapes[0]} in place of {shapes[1]}"
+
+
+def _without_values(values: Any) -> Any:
+    return pytree.tree_map(lambda a: torch.empty_like(a, device="meta") if isinstance(a, Tensor) else a, values)
 
 
 def _shape(value: Tensor, own: int, batch: int) -> tuple[int, ...]:

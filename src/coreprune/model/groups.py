@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from coreprune.errors import InvalidInputError, UnknownNameError
+from coreprune.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from coreprune.model.site import Inspection, Site
 
-__all__ = ["KINDS", "Protect", "Uniform", "agree", "alike", "chosen", "floors", "matching"]
+__all__ = ["KINDS", "Protect", "Uniform", "agree", "alike", "asked", "chosen", "floors", "left_whole",
+           "matching"]  # fmt: skip
 
 Uniform = bool | Sequence[Collection[str]]
 Protect = Mapping[str, float | int]
@@ -27,20 +28,46 @@ def matching(sites: Sequence[Site], pattern: str) -> list[Site]:
     Raises:
         UnknownNameError: it means none.
     """
-    if pattern.startswith("re:"):
-        try:
-            found = [site for site in sites if re.search(pattern[3:], site.name)]
-        except re.error as error:
-            raise InvalidInputError(
-                f"{pattern!r} is not a regular expression ({error}): mend it, or use a glob"
-            ) from error
-    else:
-        found = [site for site in sites if site.name == pattern or fnmatchcase(site.name, pattern)]
+    found = [site for site in sites if _means(pattern, site.name)]
     if not found:
         names = [site.name for site in sites]
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
         raise UnknownNameError(f"no site matches {pattern!r}; the sites are: {', '.join(names[:20]) or 'none'}{more}")
     return found
+
+
+def asked(inspection: Inspection, pattern: str) -> list[Site]:
+    """`matching`, of the sites of a network.
+
+    Raises:
+        UnknownNameError: it means none. UnsupportedModelError: it means none but what is refused, with the reason.
+    """
+    if not any(_means(pattern, site.name) for site in inspection.sites):
+        for one in inspection.refused:
+            if _means(pattern, one.name):
+                raise UnsupportedModelError(f"{one.name} cannot be cut: {one.reason}")
+    return matching(inspection.sites, pattern)
+
+
+def left_whole(inspection: Inspection, patterns: Iterable[str]) -> set[str]:
+    """Names of the sites that patterns mean; one may mean what is refused alone, which stays whole as it is."""
+    names: set[str] = set()
+    for pattern in patterns:
+        if not any(_means(pattern, one.name) for one in inspection.refused):
+            names |= {site.name for site in matching(inspection.sites, pattern)}
+        else:
+            names |= {site.name for site in inspection.sites if _means(pattern, site.name)}
+    return names
+
+
+def _means(pattern: str, name: str) -> bool:
+    """Whether a name, a glob or a ``re:`` pattern means a site of this name."""
+    if not pattern.startswith("re:"):
+        return name == pattern or fnmatchcase(name, pattern)
+    try:
+        return re.search(pattern[3:], name) is not None
+    except re.error as error:
+        raise InvalidInputError(f"{pattern!r} is not a regular expression ({error}): mend it, or use a glob") from error
 
 
 def alike(sites: Iterable[Site]) -> list[tuple[str, ...]]:
@@ -59,17 +86,17 @@ def chosen(
     inspection: Inspection, ignore: Iterable[str], kinds: Collection[str] | None, uniform: Uniform
 ) -> tuple[list[Site], list[list[Site]]]:
     """The sites that may be cut, and the same in groups that get one width each."""
-    ignored = {site.name for pattern in ignore for site in matching(inspection.sites, pattern)}
+    ignored = left_whole(inspection, ignore)
     wanted = _kinds(inspection.sites, kinds)
     sites = {site.name: site for site in inspection.sites if site.name not in ignored and site.kind in wanted}
-    asked = alike(inspection.sites) if uniform is True else uniform or ()
-    names, known = Counter(name for group in asked for name in group), {site.name for site in inspection.sites}
+    wished = alike(inspection.sites) if uniform is True else uniform or ()
+    names, known = Counter(name for group in wished for name in group), {site.name for site in inspection.sites}
     for name, times in names.items():
         if name not in known:
             raise UnknownNameError(f"{name!r} is in a group of uniform= and not a site: group sites by their names")
         if times > 1:
             raise InvalidInputError(f"site {name!r} is in two groups of uniform=: put it into one")
-    groups = [_group(list(group), sites) for group in asked]
+    groups = [_group(list(group), sites) for group in wished]
     groups += [[site] for name, site in sites.items() if name not in names]
     order = {name: i for i, name in enumerate(sites)}
     return list(sites.values()), sorted((g for g in groups if g), key=lambda group: order[group[0].name])
