@@ -27,8 +27,8 @@ Every classification network of torchvision, with random weights, cut once by co
 
 - **coreprune** removes half of the units of every *site*, without data. What it cannot cut it refuses, with a reason.
   The smaller network must equal the original with the removed units replaced as the plan says, or `prune` raises:
-  that is the column *equal*. Sites are left whole where a module's own code fixes a number of them, as of heads (Swin,
-  MaxViT) or of what it splits: the first error says so, and what to ignore; the seconds then are of both calls.
+  that is the column *equal*. Heads whose number a module's own code fixes (Swin, MaxViT) are among the refused. Where it
+  fixes another number, as of what it splits, the first error says what to ignore; the seconds then are of both calls.
 - **Torch-Pruning** removes half of all channels by the L2 norm of each group, with the settings of its README and its
   own script for torchvision. It promises a network that runs, and *ok* says that the result maps the example to 1,000
   finite numbers.
