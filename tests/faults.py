@@ -250,6 +250,12 @@ FAULTS = [
         errors | true of optimal weights alone
         2 * X - T @ inner
         X
+        _narrow_error | what stays as it is counts as changed
+        inner(V, Y[:, at]) - inner(Z, VX[:, stays])
+        inner(V, Y[:, at])
+        _narrow_error | true of optimal weights alone
+        2 * VX - VT @ inside
+        VX
         errors | the error of the mean is forgotten
         clamp(min=0) + outside
         clamp(min=0)

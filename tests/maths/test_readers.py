@@ -9,7 +9,9 @@ import pytest
 import torch
 from helpers import energy, error, normal, optimal, random_layer
 
+from coreprune.maths import kernel as kernel_module
 from coreprune.maths import reading as reading_module
+from coreprune.maths.activation import activation
 from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import select
 from coreprune.maths.layer import Coreset, Layer
@@ -230,6 +232,36 @@ def test_where_few_units_vary_those_explain_everything(live):
     assert {*range(4 - live, 4)} <= set(path.kept.tolist())
     curve = path.curve(4, max(energy(one), 1e-30))
     assert curve[live] <= max(1e-9 * energy(one), 1e-30) and bool((curve.diff() <= 0).all())
+
+
+@pytest.mark.parametrize("kind", ["optimal", "any", "factors", "identity"])
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("outputs", [3, 12])
+def test_a_reader_with_few_outputs_has_the_same_error_energy_and_path_without_its_gram(
+    monkeypatch, outputs, constant, kind
+):
+    h, W, kept = seen(12), normal(outputs, 12, seed=7), torch.tensor([0, 2, 5, 9])
+    coreset = {
+        "optimal": None,
+        "any": Coreset(kept, normal(12, 4, seed=8), normal(12, seed=9) if constant else None),
+        "factors": Coreset(kept, torch.tensor([1.0, 2.0, 0.5, 1.0]).double()),
+        "identity": Coreset(kept, torch.eye(12).double()[:, kept]),
+    }[kind]
+    found = []
+    for small in (1024, 4):
+        monkeypatch.setattr(kernel_module, "SMALL", small)
+        one = reading(h, W, 1, constant)
+        assert one.narrow == (small == 4)
+        if one.narrow:
+            monkeypatch.setattr(Reading, "gram", property(lambda _: pytest.fail("M was formed")))
+        own = replace_for([one], kept)[0] if coreset is None else coreset
+        found.append(([one.energy, *errors([one], [own])], one.squares))
+        path = choose([one], 12, 5) if one.narrow else None
+    torch.testing.assert_close(*found)
+    monkeypatch.undo()
+    monkeypatch.setattr(kernel_module, "SMALL", 4)
+    layer = Layer(h.T[:, :0], normal(12) * 0, W, activation("identity"), 1.0, Law(one.moments))
+    assert path is not None and torch.equal(path.kept, select(layer, 5).kept)
 
 
 def test_a_longer_path_keeps_what_a_shorter_one_does():

@@ -65,11 +65,15 @@ def replaced(law: Law, path: Path) -> Coreset:
     return Coreset(path.kept, T, law.moments.mean - T @ law.moments.mean[path.kept])
 
 
-def select(layer: Layer, units: int) -> Path:
+def select(layer: Layer, units: int, through: Tensor | None = None) -> Path:
     """The greedy path to k units: backward where the layer is small, forward where it is large.
 
     The covariance is scaled to correlations and gets the ridge of `coreprune.maths.reweight`, so that
     duplicate, dead and constant units do no harm: they explain nothing and go first.
+
+    Args:
+        layer: with its law. units: k.
+        through: Y = W X, (p, n), where it is known.
     """
     law = law_needed(layer)
     G = law.moments.covariance
@@ -80,7 +84,7 @@ def select(layer: Layer, units: int) -> Path:
     if int((~constant).sum()) <= units:
         return _all_that_vary(constant, units, G.dtype)
     scale = torch.where(constant, 0.0, torch.where(constant, 1.0, G.diagonal()).rsqrt())
-    Y = W @ (G if law.cross is None else law.cross)
+    Y = W @ (G if law.cross is None else law.cross) if through is None else through
     path = forward(G, Y, units, scale=scale, ridge=RIDGE[G.dtype])
     return path if not bool(constant.any()) else replace(path, factor=None)
 

@@ -87,6 +87,8 @@ def choose(readings: Sequence[Reading], units: int, keep: int | None = None) -> 
         readings = [_by_unit(reading, units) for reading in readings]
     if _thin(readings):
         return _few(*_pooled_thin(readings), keep)
+    if len(readings) == 1 and readings[0].narrow:
+        return _narrow_path(readings[0], keep)
     G, M = _pooled(readings)
     if blocks != {1} and len(blocks) == 1:
         return backward_blocks(G, M, units, 1 if keep is None else keep)
@@ -95,12 +97,23 @@ def choose(readings: Sequence[Reading], units: int, keep: int | None = None) -> 
     if not goes_forward(units):
         path = backwards(moments, M, 1 if keep is None else keep)
     else:
-        few = len(readings) == 1 and readings[0].outgoing.numel() <= G.numel()
-        W = readings[0].matrix if few else root(M)
-        if keep is None:
-            keep = max(int(varying(moments).sum()) - 1, 1)
-        path = select(Layer(G[:, :0], none, W, activation("identity"), 1.0, Law(moments)), keep)
+        path = _forward(root(M), moments, keep)
     return completed(path, moments, inner(G, M))
+
+
+def _narrow_path(reading: Reading, keep: int | None) -> Path:
+    """`choose` for one reader with fewer outputs than units, for which M is not formed."""
+    moments = reading.moments
+    return completed(_forward(reading.matrix, moments, keep, reading.through), moments, reading.energy)
+
+
+def _forward(W: Tensor, moments: Moments, keep: int | None, through: Tensor | None = None) -> Path:
+    """The path that adds units, to k of them or as long as there is a choice."""
+    if keep is None:
+        keep = max(int(varying(moments).sum()) - 1, 1)
+    G = moments.covariance
+    none = G.new_zeros(len(G))
+    return select(Layer(G[:, :0], none, W, activation("identity"), 1.0, Law(moments)), keep, through)
 
 
 def _few(mean: Tensor, G: LowRank, W: Tensor, keep: int | None) -> Path:
@@ -179,8 +192,8 @@ def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[flo
     for part in _alike(readings):
         mixed = coresets[len(found) : len(found) + len(part)]
         G, entries = part[0].covariance, _entries(mixed[0].indices, part[0].block)
-        if isinstance(G, LowRank):
-            found.append(_thin_error(part[0], mixed[0], entries))
+        if isinstance(G, LowRank) or part[0].narrow:
+            found.append((_thin_error if isinstance(G, LowRank) else _narrow_error)(part[0], mixed[0], entries))
             continue
         m = _stacked([reading.mean for reading in part])
         T = _stacked([_written_out(coreset, reading, entries) for coreset, reading in zip(mixed, part, strict=True)])
@@ -205,6 +218,27 @@ def _thin_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
     if coreset.offset is not None:
         gap = gap - coreset.offset.to(m.dtype)
     return lowrank.residual(G, W, entries, T) + float((W @ gap).square().sum())
+
+
+def _narrow_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
+    """The same where outputs are few, out of Y = W G.
+
+    With V the columns of W at what changes, and Z those at what stays as it is, V X = Y_S − Z G_ZS.
+    """
+    G, m, W, Y = cast(Tensor, reading.covariance), reading.mean, reading.matrix, reading.through
+    T = _written_out(coreset, reading, entries)
+    gap = m - T @ m[entries]
+    if coreset.offset is not None:
+        gap = gap - coreset.offset.to(m.dtype)
+    at = lowrank.changed(T, entries)
+    inside = G[entries][:, entries]
+    stays = torch.isin(entries, at, invert=True)  # of the kept ones
+    V, Z = W[:, at], W[:, entries[stays]]
+    VX = Y[:, entries] - Z @ inside[stays]
+    own = inner(V, Y[:, at]) - inner(Z, VX[:, stays])
+    VT = V @ T[at]
+    explained = inner(VT, 2 * VX - VT @ inside)
+    return max(own - explained, 0.0) + float((W @ gap).square().sum())
 
 
 def _written_out(coreset: Coreset, reading: Reading, entries: Tensor) -> Tensor:

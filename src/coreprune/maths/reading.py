@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from coreprune.maths.gram import Moments
+from coreprune.maths.kernel import goes_forward
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.reweight import solve
 from coreprune.maths.streaming import add_squared, mirrored, squared
@@ -58,17 +59,31 @@ class Reading:
         return mirrored(total)
 
     @cached_property
+    def narrow(self) -> bool:
+        """Whether everything is had from Y = W G with less work than from M: units are many, and outputs fewer."""
+        few = self.outgoing.numel() <= self.mean.numel() ** 2
+        return few and self.block == 1 and goes_forward(self.mean.numel()) and isinstance(self.covariance, Tensor)
+
+    @cached_property
+    def through(self) -> Tensor:
+        """Y = W G, the covariance of what is read with the units, (p, n·b)."""
+        return self.matrix @ self.moments.covariance
+
+    @cached_property
     def squares(self) -> Tensor:
-        """‖W_:j‖² of every entry, (n·b,): the diagonal of M, which is not formed for it where samples are few."""
-        return squares(self.outgoing).to(self.mean) if isinstance(self.covariance, LowRank) else self.gram.diagonal()
+        """‖W_:j‖² of every entry, (n·b,): the diagonal of M, which is not formed for it where it is not needed."""
+        thin = self.narrow or isinstance(self.covariance, LowRank)
+        return squares(self.outgoing).to(self.mean) if thin else self.gram.diagonal()
 
     @cached_property
     def energy(self) -> float:
-        """E‖W(h − E h)‖² = tr M G."""
+        """E‖W(h − E h)‖² = tr M G = ⟨W, Y⟩."""
         G = self.covariance
-        return G.energy(self.matrix) if isinstance(G, LowRank) else inner(self.gram, G)
+        if isinstance(G, LowRank):
+            return G.energy(self.matrix)
+        return inner(self.matrix, self.through) if self.narrow else inner(self.gram, G)
 
-    @property
+    @cached_property
     def matrix(self) -> Tensor:
         """W, (p, n·b), in the precision of the rest."""
         return self.outgoing.reshape(-1, self.mean.numel()).to(self.mean.dtype)
