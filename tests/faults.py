@@ -238,7 +238,15 @@ FAULTS = [
         .clamp(min=0) + gap.square(), variance
         .clamp(min=0), variance
         """),
+    *_of("maths/select.py", "tests/maths/test_readers.py", rows="""
+        forward | what the ridge leaves of a copy is something new
+        rest + COPY * ridge
+        rest
+        """),
     *_of("maths/reading.py", "tests/maths/test_readers.py", rows="""
+        Reading.spread | an energy about zero is taken for the spread
+        self.about is None
+        True
         Reading.gram | only the last piece of a large weight counts
         add_squared(total, rows.T)
         add_squared(total, rows.T, beta=0)
@@ -454,6 +462,14 @@ FAULTS = [
         drawing | what the code draws does not follow the seed
         seed % 2**63
         torch.seed()
+        """),
+    *_of("model/untouched.py", "tests/model/test_sparing.py", rows="""
+        sparing | what was written into stays
+        buffer.copy_(value)
+        pass
+        sparing | the first model alone is looked after
+        for one in (model, *args) if
+        for one in (model,) if
         """),
     *_of("engine/feasible.py", "tests/engine/test_feasible.py", rows="""
         feasible | one group of heads that is fixed takes all others with it

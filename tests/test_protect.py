@@ -17,19 +17,19 @@ from coreprune.model.groups import floors
 
 
 def test_shares_and_widths_as_floors():
-    assert floors(FOUND.sites, {"*": 0.25}) == {"0": 12, "2": 9}
-    assert floors(FOUND.sites, {"*": 0.1}) == {"0": 15, "2": 11}  # at most so much goes: rounded to more units
-    assert floors(FOUND.sites, {"0": 0, "2": 0.0}) == {"0": 16, "2": 12}
-    assert floors(FOUND.sites, {"2": 0.5, "*": 0.25}) == {"0": 12, "2": 6}
-    assert floors(FOUND.sites, {"0": 5}) == floors(FOUND.sites, {"0": 5.0}) == {"0": 5}
-    assert floors(FOUND.sites, None) == {}
+    assert floors(FOUND, {"*": 0.25}) == {"0": 12, "2": 9}
+    assert floors(FOUND, {"*": 0.1}) == {"0": 15, "2": 11}  # at most so much goes: rounded to more units
+    assert floors(FOUND, {"0": 0, "2": 0.0}) == {"0": 16, "2": 12}
+    assert floors(FOUND, {"2": 0.5, "*": 0.25}) == {"0": 12, "2": 6}
+    assert floors(FOUND, {"0": 5}) == floors(FOUND, {"0": 5.0}) == {"0": 5}
+    assert floors(FOUND, None) == {}
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("protect", [{"0": 0.25}, {"2": 9}, {"*": 0.5}])
 @pytest.mark.parametrize("kind", ["params", "flops", "bytes"])
 def test_a_budget_keeps_to_it_and_is_near_the_best(seed, protect, kind):
-    errors, least = curves(seed), floors(FOUND.sites, protect)
+    errors, least = curves(seed), floors(FOUND, protect)
     limit = round(0.7 * cost({}, kind))
     kept = allocate(FOUND, errors, {kind: limit}, protect=protect)
     assert all(kept[name] >= k for name, k in least.items())

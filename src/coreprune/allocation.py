@@ -98,12 +98,13 @@ def check_budget(
     round_to: int | None = None,
     protect: Protect | None = None,
     remove: float | None = None,
+    timed: bool = False,
 ) -> None:
-    """Raise what `allocate` would, before a curve is known, and before what things cost in time is measured or read."""
+    """Raise what `allocate` would, before a curve is known, and what things cost in time only if that is `timed`."""
     kind, asked = _only(budget)
-    if kind == "latency":
+    if kind == "latency" and not timed:
         _limit(kind, asked, 1.0)
-    if kind in {"latency", *MEASURED}:
+    if kind in MEASURED or (kind == "latency" and not timed):
         budget = {"params": "100%"}
     _task(inspection, budget, itemsize, ignore, kinds, uniform, round_to, protect, remove)
 
@@ -146,7 +147,7 @@ def _task(
     scale = scales[kind]
     check_round(round_to)
     _, groups = chosen(inspection, ignore, kinds, uniform)
-    least_of = floors(inspection.sites, protect)
+    least_of = floors(inspection, protect)
     size = _cost(kind, inspection, groups, budget)
     dense = size(size.units)
     whole = budget["table"]["seconds"] if kind == "latency" else dense * scale
@@ -160,7 +161,8 @@ def _task(
     left, few = (size(least) * scale + fixed) / whole, least_said(round_to, least_of)
     said = f"{kind}={asked!r}" if remove is None else f"remove={remove!r}"
     if all(len(widths) == 1 for widths in choices):
-        why = "is left by ignore= and kinds=" if not choices else f"has more units than {few}"
+        why = f"has more units than {few}" if not least_of else "may lose any under protect= and round_to="
+        why = why if choices else "is left by ignore= and kinds="
         raise InvalidInputError(f"{said} was asked, but no site {why}: nothing can go")
     if remove is not None:
         raise InvalidInputError(most_said(remove, few, 1 - left))

@@ -29,7 +29,7 @@ from coreprune.model.capture import described, graded
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import marks_of, tensors_of
-from coreprune.model.untouched import drawing
+from coreprune.model.untouched import drawing, sparing
 from coreprune.plan import Cut, Made, Plan
 from coreprune.priors.data import Data
 from coreprune.priors.filled import MaskFilled
@@ -57,6 +57,7 @@ class Decision(NamedTuple):
     prior: Prior
 
 
+@sparing
 @searched_less()
 @graded
 def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish) -> Decision:
@@ -65,8 +66,8 @@ def decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wish
     Args:
         model: not changed. found: its sites. example_inputs: what they were found with. wish: what is asked.
     """
-    kinds = None if wish.kinds is None else _words(wish.kinds)
-    wish = replace(wish, remove=fractions_of(wish.remove), ignore=_words(wish.ignore), kinds=kinds)
+    kinds = None if wish.kinds is None else _words("kinds", wish.kinds)
+    wish = replace(wish, remove=fractions_of(wish.remove), ignore=_words("ignore", wish.ignore), kinds=kinds)
     check(wish)
     with drawing(wish.seed, model.parameters()):
         return _decided(model, found, example_inputs, wish)
@@ -82,6 +83,8 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
     check_finite(model.state_dict())
     budget = with_table(model, found, wish.budget, wish.clock)
     wish = replace(wish, budget=budget, timed=arguments_of(model, found))
+    if budget is not None and "table" in budget and not budget["table"].get("fresh"):  # and is not to be corrected
+        check_asked(model, found, wish, timed=True)
     prior, reason = wish.law(model, found)
     law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)
@@ -129,6 +132,7 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
     return Decision(Plan(made.cuts, recipe, found.shapes, made.shifts), made, prior)
 
 
+@sparing
 @graded
 def measured_outputs(
     model: nn.Module, small: nn.Module, found: Inspection, prior: Prior, wish: Wish
@@ -193,8 +197,11 @@ def _with_curve(cut: Cut, errors: Mapping[str, Tensor]) -> Cut:
     return replace(cut, evidence={**cut.evidence, "curve": curve})
 
 
-def _words(value: Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _words(name: str, value: Iterable[str]) -> tuple[str, ...]:
+    words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
+    if words is None or not all(isinstance(word, str) for word in words):
+        raise InvalidInputError(f"{name}={value!r} was asked: give a name, or a list of names")
+    return words
 
 
 class _Kept(NamedTuple):
@@ -222,16 +229,19 @@ def _widths(
     if wish.budget is None and not by_error(wish):
         return _Kept(widths_asked(found, wish, shares))
     left = most_left(wish)
+    asked = asked_of(wish.budget)
+    if asked is not None and found.graphs:
+        with wish.clock.stage("measuring"):
+            held = to_measure(model, found.graphs[0], prior, wish.seed, asked[0], wish.progress)
     survey = surveyed(found, tensors, request) if found.graphs else None
     errors = curves(model, found, tensors, request) if survey is None else survey.curves
-    asked = asked_of(wish.budget)
+    if survey is not None and "error" in left:  # which is a share of spreads
+        errors = {name: curve * survey.above[name] for name, curve in errors.items()}
     if asked is not None and survey is not None:
         law, corrected = request.prior, method_named(wish.method).law or wish.reweight
         batches = (lambda: inputs(found.graphs[0], law, wish.seed)) if corrected else None
         trial = Trial(model, found, tensors, replace(request, progress=None), survey, batches)
         balance = Balance(found, tensors, request, survey) if _balances(found, wish, prior) else None
-        with wish.clock.stage("measuring"):
-            held = to_measure(model, found.graphs[0], prior, wish.seed, asked[0], wish.progress)
         best = driven(
             trial, held, lambda share, by: allocate(found, by, {"params": f"{100 * share!r}%"}, **shares),
             asked, wish.clock, errors, balance, wish.progress,

@@ -30,8 +30,12 @@ def shared_out(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, Any
     return shares | (_configured(model, found, wish) if wish.uniform == "config" else {})
 
 
-def check_asked(model: nn.Module, found: Inspection, wish: Wish) -> None:
+def check_asked(model: nn.Module, found: Inspection, wish: Wish, *, timed: bool = False) -> None:
     """Raise what sharing out would, where that can be known before anything is observed.
+
+    Args:
+        model: the network. found: its sites. wish: what is asked.
+        timed: whether its budget has a table of times that was checked.
 
     Raises:
         InvalidInputError: widths or a budget that cannot be had. UnknownNameError: a pattern that matches nothing.
@@ -42,7 +46,7 @@ def check_asked(model: nn.Module, found: Inspection, wish: Wish) -> None:
         widths_asked(found, wish, shares)
     else:
         itemsize = next(iter(tensors_of(model).values())).element_size()
-        check_budget(found, most_left(wish), itemsize=itemsize, remove=wish.remove, **shares)
+        check_budget(found, most_left(wish), itemsize=itemsize, remove=wish.remove, timed=timed, **shares)
 
 
 def widths_asked(found: Inspection, wish: Wish, shares: Mapping[str, Any]) -> Widths:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from coreprune.budget import number_of
 from coreprune.clock import Clock
@@ -18,9 +19,10 @@ from coreprune.engine.driven import asked_of
 from coreprune.engine.inputs import Prior, check_prior, named
 from coreprune.engine.local import Progress
 from coreprune.engine.picking import picked
+from coreprune.engine.probes import predicts, token_tables
 from coreprune.errors import InvalidInputError, UnsupportedModelError
 from coreprune.maths.methods import method as method_named
-from coreprune.model.capture import Arguments
+from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
@@ -89,7 +91,8 @@ def check(wish: Wish) -> None:
         raise InvalidInputError(f"data={wish.data!r} was given: give a loader, or a list of batches")
     if not isinstance(wish.uniform, bool) and wish.uniform != "config":
         raise InvalidInputError(f"uniform={wish.uniform!r} was asked: give True, False or 'config'")
-    if not isinstance(wish.seed, numbers.Integral) or not abs(int(wish.seed)) < MOST_SEED:
+    whole = isinstance(wish.seed, numbers.Integral) and not isinstance(wish.seed, bool)
+    if not whole or not abs(int(wish.seed)) < MOST_SEED:
         raise InvalidInputError(f"seed={wish.seed!r} was given: give a whole number between -2**62 and 2**62")
     if wish.draws is not None and wish.method != "sampling":
         raise InvalidInputError(f"draws= was asked of method={wish.method!r}: only 'sampling' draws, so use units=")
@@ -132,6 +135,18 @@ def check_fits(found: Inspection, wish: Wish) -> None:
             f"a budget of {asked[0]!r} was asked of a stack of Linear layers: ask for error=0.05, or another "
             "share, which is predicted there in closed form"
         )
+    if asked is not None and asked[0] == "divergence" and not _predicting(found.graphs[0]):
+        raise InvalidInputError(
+            "a budget of 'divergence' was asked, but the network predicts no tokens: ask for 'cosine' or 'output_error'"
+        )
+
+
+def _predicting(captured: Captured) -> bool:
+    """Whether the first floating output of a graph has as many numbers as a table has that tokens are read from."""
+    values = fx.map_arg(list(captured.graph.graph.nodes)[-1].args[0], lambda node: node.meta["val"])
+    floating = (v for v in pytree.tree_leaves(values) if isinstance(v, Tensor) and v.is_floating_point() and v.dim())
+    first = next(floating, None)
+    return first is not None and predicts(first, set(token_tables(captured).values()))
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -158,8 +173,8 @@ def fractions_of(remove: Share | Mapping[str, Share] | None) -> Any:
     if isinstance(remove, Mapping):
         return {name: fractions_of(value) for name, value in remove.items()}
     if isinstance(remove, str) and remove.endswith("%"):
-        with suppress(ValueError):  # what is no number is refused where it is used
-            return number_of(remove)
+        with suppress(ValueError):  # what is no share is refused where it is used
+            return number_of(remove) if 0 <= number_of(remove) < 1 else remove
     return remove
 
 

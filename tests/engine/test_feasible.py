@@ -76,6 +76,18 @@ def test_those_that_the_code_fixes_are_refused_and_the_others_stay(sorts):
     assert small.model(X).shape == X.shape
 
 
+def test_code_of_another_class_is_not_judged_by_its_name():
+    """Blocks are called alike, and one class fixes its heads: those of the other stay."""
+
+    class Other(Attention):
+        pass
+
+    torch.manual_seed(0)
+    model = Net().eval()
+    model.attention = nn.ModuleDict({"0": Attention("fixed"), "1": Other("free"), "2": Attention("fixed")})
+    assert heads(discovered(model, X)) == ["attention.1.qkv"]
+
+
 def test_what_is_refused_may_be_ignored_and_may_not_be_asked_for():
     model = made("fixed", "free")
     kept = cp.prune(model, X, remove={"*": 0.5}, ignore=["attention.fixed0.qkv"]).plan.kept
@@ -148,7 +160,16 @@ def test_what_is_asked_is_checked_before_anything_is_observed(monkeypatch):
         {"budget": {"params": "1%"}},
         {"budget": {"latency": "fast"}},
         {"budget": {"latency": "50%"}, "ignore": ["*"], "protect": {"nothing": 1}},
-        {"budget": {"divergence": 0.1}, "ignore": ["nothing"]},
+        {"budget": {"cosine": 0.9}, "ignore": ["nothing"]},
+        {"budget": {"divergence": 0.1}},  # the network predicts no tokens
+        {"budget": {"divergence": None}},
+        {"budget": {"cosine": [0.9]}},
+        {"remove": "150%"},
+        {"remove": 0.2, "seed": True},
+        {"remove": 0.2, "kinds": 3},
+        {"remove": 0.2, "ignore": None},
+        {"remove": 0.2, "ignore": [3]},
+        {"remove": 0.2, "protect": {"*": 0.0}},
     ]
     for asked in wrong:
         with pytest.raises((InvalidInputError, UnknownNameError)) as refusal:

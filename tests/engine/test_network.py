@@ -263,14 +263,15 @@ def test_curves_fall_to_nothing(mixed, stream):
 
 
 def test_a_curve_says_what_a_cut_leaves(mixed):
-    """err(k) is the share of the energy that the cut to k units reports, where there is one reader."""
+    """err(k) is the share of the energy that a cut to k units reports, which tells it of the spread, for one reader."""
     model, found = mixed
-    curves = surveyed(found, tensors(model), request()).curves
+    survey = surveyed(found, tensors(model), request())
     for width in (1, 3):
         for cut in decide_network(found, tensors(model), dict.fromkeys(WIDTHS, width), request()):
             assert len(cut.coresets) == 1
             share = cut.evidence["mean_square"] / cut.evidence["output_variance"]
-            assert math.isclose(float(curves[cut.site.name][width]), share, rel_tol=1e-3)
+            curve = survey.curves[cut.site.name] * survey.above[cut.site.name]
+            assert math.isclose(float(curve[width]), share, rel_tol=1e-3)
 
 
 def test_dead_units_are_free():
@@ -308,3 +309,29 @@ def test_a_path_without_an_end_goes_through_every_number_of_units(mixed, monkeyp
         assert torch.allclose(curves[1], curves[0], atol=0.2), site.name
         assert curves[1][-1] == 0
         assert float(curves[1][site.units - 1]) < 0.2 * float(curves[1][1])
+
+
+def test_an_error_is_a_share_of_the_spread_where_there_is_no_place_for_a_constant():
+    """Units far from zero, read without a bias: against the outputs themselves, by their definition."""
+
+    class Far(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 40), nn.Linear(40, 6, bias=False)
+
+        def forward(self, x):
+            return self.down(self.up(torch.sin(self.first(x))).relu())
+
+    torch.manual_seed(0)
+    model = Far().eval()
+    with torch.no_grad():
+        model.up.bias += 10
+    loader = [torch.randn(500, 8) for _ in range(8)]
+    for asked in ({"units": {"up": 8}}, {"budget": {"error": 0.05}}):
+        small = cp.prune(model, loader[0][:4], data=loader, **asked)
+        with torch.no_grad():
+            y, z = (torch.cat([net(x) for x in loader]).double() for net in (model, small.model))
+        share = float((y - z).square().sum() / (y - y.mean(0)).square().sum()) ** 0.5
+        (cut,) = [cut for cut in small.plan.cuts if cut.site.name == "up"]
+        assert cut.evidence["relative_error"] == pytest.approx(share, rel=0.1)  # shrinkage claims a little more
+        assert "units" in asked or share < 0.06

@@ -232,3 +232,17 @@ def test_one_massive_token_does_not_make_the_curve_of_its_block():
     )
     assert float(plain[1]) < 0.01  # one unit explains all but a hundredth of what is read
     assert float(typical[1]) > 0.5
+
+
+@pytest.mark.parametrize("zero", ["head", "inputs"])
+def test_a_network_that_always_says_the_same_is_cut_by_the_curves_as_they_are(zero):
+    """No share of an error says anything of it: each is nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(200, 10)
+    ).eval()
+    if zero == "head":
+        nn.init.zeros_(model[5].weight)
+    x = torch.randn(4, 3, 9, 9)
+    given = {"prior": "noise"} if zero == "head" else {"data": [torch.zeros(8, 3, 9, 9)]}
+    assert cp.prune(model, x, remove=0.3, **given).parameters <= 0.7 * sum(p.numel() for p in model.parameters())

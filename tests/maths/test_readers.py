@@ -264,6 +264,27 @@ def test_a_reader_with_few_outputs_has_the_same_error_energy_and_path_without_it
     assert path is not None and torch.equal(path.kept, select(layer, 5).kept)
 
 
+def test_copies_go_before_anything_that_is_new_where_units_are_many_and_in_float32(monkeypatch):
+    """With a ridge a copy is never quite explained by what it is a copy of, and must not look like something new."""
+    monkeypatch.setattr(kernel_module, "SMALL", 16)
+    h = normal(4000, 40, seed=1) @ normal(40, 40, seed=2)
+    h = torch.cat([h, h[:, :12] * 3], 1).float()
+    one = Reading(normal(6, 52, seed=3).float(), h.mean(0), torch.cov(h.T, correction=0))
+    kept = set(choose([one], 52, 40).kept.tolist())
+    assert all((i in kept) != (40 + i in kept) for i in range(12))
+    (coreset,) = replace_for([one], torch.tensor(sorted(kept)))
+    assert errors([one], [coreset])[0] < 1e-5 * one.energy
+
+
+@pytest.mark.parametrize("size", [0.1, 30.0])
+@pytest.mark.parametrize("constant", [True, False])
+def test_the_spread_is_the_variance_of_what_is_read_whatever_its_mean(size, constant):
+    h, W = seen(6) + size, normal(2, 6, seed=5)
+    G, m = torch.cov(h.T, correction=0), h.mean(0)
+    one = Reading(W, m, G) if constant else replace(reading(h, W, constant=False), about=(m, G))
+    assert one.spread == pytest.approx(float((h @ W.T).var(0, correction=0).sum()), rel=1e-9)
+
+
 def test_a_longer_path_keeps_what_a_shorter_one_does():
     _, _, readings = some(8, 1, 2)
     path = choose(readings, 8, 1)

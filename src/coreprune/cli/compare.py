@@ -78,12 +78,15 @@ def _numbers(place: Path, known: set[str]) -> Numbers:
         return numbers_of(place)
     if (place / "plan.json").exists():
         raise CheckpointError(f"{place} is a plan, and no network is cut yet: apply it first")
-    files = [place] if place.suffix == ".safetensors" else sorted(place.glob("*.safetensors"))
+    files = [place] if place.suffix == ".safetensors" else huggingface.weight_files(place)
     if not files:
         raise CheckpointError(f"{place} holds neither a structure.json nor *.safetensors: check the path")
     stored = {name: one for file in files for name, one in headers(file).items()}
-    if known <= set(stored):
-        stored = {name: stored[name] for name in known}
+    ends = min(known, default="")
+    for prefix in [name.removesuffix(ends) for name in stored if name.endswith(ends)]:  # "", or as "bert."
+        if all(prefix + name in stored for name in known):
+            stored = {name: stored[prefix + name] for name in known}
+            break
     entries = [(math.prod(shape), bits) for shape, bits in stored.values()]
     size = sum(count * bits // 8 for count, bits in entries)
     parameters = sum(count for count, _ in entries)

@@ -17,6 +17,7 @@ from coreprune.cli.common import Source
 from coreprune.cli.log import LOG
 from coreprune.clock import Clock, Timing
 from coreprune.io.checkpoint import headers
+from coreprune.io.huggingface import weight_files
 from coreprune.plan import Plan
 from coreprune.report.beside import Beside
 from coreprune.report.cost import Change
@@ -131,7 +132,7 @@ def numbers_of(out: str | Path, dense: str | Path | None = None, beside: Beside 
 def weight_bytes(place: str | Path) -> int | None:
     """Bytes of a safetensors file, or of all those in a directory that hold weights; None without any."""
     path = Path(place)
-    files = [path] if path.suffix == ".safetensors" else sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    files = [path] if path.suffix == ".safetensors" else weight_files(path) if path.is_dir() else []
     sizes = [file.stat().st_size for file in files if file.is_file() and file.name != "turned.safetensors"]
     return sum(sizes) or None
 

@@ -59,7 +59,7 @@ def asked_of(budget: Mapping[str, Any] | None) -> tuple[str, float] | None:
     given = budget[kind]
     try:
         limit = number_of(given)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidInputError(f"{kind}={given!r} is not a number: write one such as 0.1") from error
     if isinstance(given, bool) or not isinstance(given, (str, numbers.Real)) or not 0 < limit < float("inf"):
         raise InvalidInputError(f"{kind}={given!r} was asked: give a positive number")

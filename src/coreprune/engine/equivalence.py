@@ -27,7 +27,7 @@ from coreprune.model.capture import Arguments, Captured, capture, first_line
 from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Tap
 from coreprune.model.tensors import tensors_of
-from coreprune.model.untouched import drawing, evaluating, holding, untouched
+from coreprune.model.untouched import drawing, evaluating, holding, sparing, untouched
 from coreprune.plan import Plan
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
@@ -39,6 +39,7 @@ SEED = 20190704
 TOLERANCE = 1e-9
 
 
+@sparing
 def require(
     dense_model: nn.Module,
     small_model: nn.Module,

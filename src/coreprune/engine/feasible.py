@@ -20,7 +20,7 @@ from coreprune.model.discover import discover
 from coreprune.model.groups import alike
 from coreprune.model.site import Inspection, Refusal, Site
 from coreprune.model.tensors import tensors_of
-from coreprune.model.untouched import evaluating
+from coreprune.model.untouched import evaluating, sparing
 from coreprune.plan import Cut
 from coreprune.surgery.apply import install, spared_copy, ties
 from coreprune.surgery.attributes import follow
@@ -28,6 +28,7 @@ from coreprune.surgery.attributes import follow
 __all__ = ["discovered", "feasible"]
 
 
+@sparing
 def discovered(model: nn.Module, example_inputs: Any = None, capture: str = "auto") -> Inspection:
     """`coreprune.model.discover.discover`, and the heads that the code fixes among what is refused."""
     return feasible(model, discover(model, example_inputs, capture))
@@ -47,7 +48,7 @@ def feasible(model: nn.Module, found: Inspection) -> Inspection:
         return found
     by_name = {site.name: site for site in heads}
     refused: dict[str, str] = {}
-    for group in alike(heads):
+    for group in _alike(model, heads):
         why = _misfit(model, found, [by_name[name] for name in group])
         if why is not None:
             refused |= dict.fromkeys(group, why)
@@ -60,6 +61,16 @@ def feasible(model: nn.Module, found: Inspection) -> Inspection:
             *(Refusal(name, f"its code fixes the number of heads ({why}): {advice}") for name, why in refused.items()),
         ),
     )
+
+
+def _alike(model: nn.Module, heads: Sequence[Site]) -> list[list[str]]:
+    """Sites whose names are equal up to block numbers, and which lie in modules of one class: code that is the same."""
+    classes = {path: type(module) for path, module in model.named_modules()}
+    groups: dict[tuple[int, type | None], list[str]] = {}
+    for i, group in enumerate(alike(heads)):
+        for name in group:
+            groups.setdefault((i, classes.get(name.rpartition(".")[0])), []).append(name)
+    return list(groups.values())
 
 
 def _misfit(model: nn.Module, found: Inspection, sites: Sequence[Site]) -> str | None:

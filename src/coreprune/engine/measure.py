@@ -13,13 +13,14 @@ from coreprune.engine.verify import FEWEST, Verification, exceeded
 from coreprune.errors import InvalidInputError
 from coreprune.maths.certificate import Spread, relative_error
 from coreprune.model.capture import Arguments, first_line, leaves_of
-from coreprune.model.untouched import drawing, evaluating
+from coreprune.model.untouched import drawing, evaluating, sparing
 
 __all__ = ["measured"]
 
 _NUMBERS = 2**22  # numbers of each output that are compared at a time, in float64
 
 
+@sparing
 def measured(
     dense: nn.Module,
     small: nn.Module,

@@ -8,7 +8,7 @@ can be decided in any order and anywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -28,7 +28,6 @@ from coreprune.maths.lowrank import LowRank, about_zero
 from coreprune.maths.outliers import brought, first_of, massive
 from coreprune.maths.readers import (
     choose,
-    energies,
     errors,
     kept_of,
     pooled_energy,
@@ -60,11 +59,13 @@ class Survey:
         paths: the greedy path of every site through all numbers of units.
         curves: err(k), k = 0 … n, of every site on its own: the share of its readers' energy that k units leave; where
             costs were observed, what that costs the whole network.
+        above: how many times their spread the energy of a site's readers is, 1 where all have a place for a constant.
     """
 
     seen: Mapping[str, tuple[Observed, ...]]
     paths: Mapping[str, Path]
     curves: Mapping[str, Tensor]
+    above: Mapping[str, float] = field(default_factory=dict)
 
 
 def decide_network(
@@ -100,7 +101,7 @@ def decide_network(
 def surveyed(found: Inspection, tensors: Mapping[str, Tensor], request: Request) -> Survey:
     """Observe every site and rank its units."""
     seen = _observe(found, found.sites, tensors, request)
-    paths, curves = {}, {}
+    paths, curves, above = {}, {}, {}
     for i, site in enumerate(found.sites):
         if request.progress:
             request.progress(i, len(found.sites), site.name)
@@ -114,7 +115,8 @@ def surveyed(found: Inspection, tensors: Mapping[str, Tensor], request: Request)
             seen[site.name] = tuple(replace(one, typical=None) for one in seen[site.name])
         total = pooled_energy(readings)
         curves[site.name] = (path.curve(site.units, total) / (1.0 if readings[0].cost else total)).double()
-    return Survey(seen, paths, curves)
+        above[site.name] = sum(one.energy / max(one.spread, 1e-30) for one in readings) / len(readings)
+    return Survey(seen, paths, curves, above)
 
 
 def cut_site(
@@ -177,8 +179,8 @@ def _outliers(energy: Tensor, kept: Tensor) -> dict[str, Any]:
 
 
 def _evidence(readings: list[Reading], coresets: tuple[Coreset, ...]) -> dict[str, Any]:
-    """The error of the readers' outputs under what was observed, relative to their energies."""
-    left, totals = errors(readings, coresets), energies(readings)
+    """The error of the readers' outputs under what was observed, as a share of their spread."""
+    left, totals = errors(readings, coresets), [reading.spread for reading in readings]
     share = [e / total if total > 0 else 0.0 for e, total in zip(left, totals, strict=True)]
     return {
         "relative_error": (sum(share) / max(len(share), 1)) ** 0.5,
@@ -241,11 +243,12 @@ def _readings(site: Site, tensors: Mapping[str, Tensor], seen: tuple[Observed, .
     result = []
     for reader, observed, own in zip(site.readers, seen, _spreads(seen), strict=True):
         mean = observed.mean.to(torch.float64 if observed.mean.numel() <= _DOUBLE else torch.float32)
-        constant, G = bool(reader.bias), own
+        constant, G, about = bool(reader.bias), own, None
         if not constant:
+            about = mean, own
             G, mean = about_zero(own, mean), torch.zeros_like(mean)
         weight = _outgoing(tensors[reader.weight.tensor], reader, site.units)
-        result.append(Reading(weight, mean, G, reader.block, constant))
+        result.append(Reading(weight, mean, G, reader.block, constant, about=about))
     return result
 
 

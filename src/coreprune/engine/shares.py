@@ -252,7 +252,7 @@ def _scaled(
     for name, share in shares.items():
         curve = curves[name]
         error = float(curve[kept[name]])
-        if error > LEAST**2 * float(curve[0]):  # else nothing is learnt
+        if error > LEAST**2 * float(curve[0]) and max(share, floor) > 0:  # else nothing is learnt
             new = max(share, floor) / error
             result[name] = new if math.isnan(before[name]) else math.sqrt(new * before[name])
     known = [math.log(scale) for scale in result.values() if not math.isnan(scale)]

@@ -24,7 +24,8 @@ from coreprune.io.checkpoint import headers
 from coreprune.io.configs import Followed, followed, governed
 from coreprune.io.directory import new_directory
 
-__all__ = ["Followed", "HuggingFace", "example_inputs", "followed", "governed", "is_directory", "load", "save"]
+__all__ = ["Followed", "HuggingFace", "example_inputs", "followed", "governed", "is_directory", "load", "save",
+           "weight_files"]  # fmt: skip
 
 _TEXTS = {".json", ".txt", ".model", ".jinja", ".spm", ".bpe", ".tiktoken"}
 _NOTICES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
@@ -72,7 +73,7 @@ def load(path: str | Path) -> HuggingFace:
         )
     if stored.get("quantization_config"):
         raise CheckpointError(f"{place} is quantised, and its units cannot be cut: save it in full precision first")
-    for file in place.glob("*.safetensors"):
+    for file in weight_files(place):
         headers(file)  # refuses one that is not whole
     transformers = _transformers()
     options = {"local_files_only": True, "trust_remote_code": False}
@@ -256,6 +257,27 @@ def _copy(source: Path, draft: Path) -> None:
         if text and str(where) not in _OURS and not file.name.endswith(".index.json"):
             (draft / where).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, draft / where)
+
+
+def weight_files(place: Path) -> list[Path]:
+    """The files of a network's weights: `model.safetensors`, or those that an index names, or all there are.
+
+    Raises:
+        CheckpointError: the index names a file that is not there.
+    """
+    whole, index = place / "model.safetensors", place / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
+    if not index.exists():
+        return sorted(place.glob("*.safetensors"))
+    try:
+        files = sorted({place / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} cannot be read ({error!r}): copy it again") from error
+    missing = next((file for file in files if not file.exists()), None)
+    if missing is not None:
+        raise CheckpointError(f"{missing} is missing, which {index.name} names: copy the directory again")
+    return files
 
 
 def _stored(place: Path) -> dict[str, Any]:

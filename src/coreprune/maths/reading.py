@@ -25,6 +25,7 @@ from coreprune.maths.streaming import add_squared, mirrored, squared
 __all__ = ["Reading", "inner", "root", "squares", "weighed"]
 
 _CHUNK = 2**22  # entries of W that are converted at a time
+NEARLY_ALL = 0.9  # of an energy, which is not to be subtracted from it
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Reading:
         covariance: G of the entries, (n·b, n·b); everything is computed in its precision.
         block: b, entries of a unit.
         constant: whether a constant can be put.
+        about: m and Cov(h), where there is no place for a constant and G is about zero.
         cost: whether M is what errors cost the whole network, and not the reader's own WᵀW.
     """
 
@@ -46,6 +48,7 @@ class Reading:
     block: int = 1
     constant: bool = True
     cost: bool = False
+    about: tuple[Tensor, Tensor | LowRank] | None = None
 
     @cached_property
     def gram(self) -> Tensor:
@@ -82,6 +85,17 @@ class Reading:
         if isinstance(G, LowRank):
             return G.energy(self.matrix)
         return inner(self.matrix, self.through) if self.narrow else inner(self.gram, G)
+
+    @cached_property
+    def spread(self) -> float:
+        """E‖y − E y‖², which is less than the energy where that is about zero."""
+        if self.about is None:
+            return self.energy
+        mean, covariance = self.about
+        constant = float((self.matrix @ mean.to(self.mean)).square().sum())
+        if constant < NEARLY_ALL * self.energy:
+            return self.energy - constant
+        return replace(self, covariance=covariance, about=None).energy
 
     @cached_property
     def matrix(self) -> Tensor:

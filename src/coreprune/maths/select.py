@@ -27,6 +27,7 @@ from torch import Tensor
 __all__ = ["Path", "backward", "dropped", "forward", "greedy"]
 
 _NOISE = 1e-10  # a residual variance below this share of a unit's own is rounding
+COPY = 2.5  # times the ridge, up to which a residual variance is that of a copy
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def forward(
     # everything below runs over the units still in play, `at`, which are gathered anew as they become fewer
     at, factor, Y = torch.arange(n, device=G.device), L, Y * D
     rest = G.diagonal() * D.square() + ridge
-    floor = max(_NOISE, 8 * torch.finfo(G.dtype).eps) * rest
+    # a copy of what is in keeps twice the ridge, its own and what the ridge kept of the other, and is nothing new
+    floor = max(_NOISE, 8 * torch.finfo(G.dtype).eps) * rest + COPY * ridge
     free = torch.ones(n, dtype=torch.bool, device=G.device)
     while (done := order.numel()) < k:
         if n - done < 0.7 * at.numel():

@@ -102,18 +102,18 @@ def chosen(
     return list(sites.values()), sorted((g for g in groups if g), key=lambda group: order[group[0].name])
 
 
-def floors(sites: Sequence[Site], protect: Protect | None) -> dict[str, int]:
+def floors(inspection: Inspection, protect: Protect | None) -> dict[str, int]:
     """The fewest units that protected sites keep, by name; names have the last word over globs.
 
     Args:
-        sites: all there are. protect: by name, glob or ``re:``, the largest share of units that may go, a fraction
+        inspection: the sites. protect: by name, glob or ``re:``, the largest share of units that may go, a fraction
             in [0, 1), or the fewest units that stay, a whole number from 1.
 
     Raises:
         InvalidInputError: neither of the two, or more units than a site has.
         UnknownNameError: a pattern that matches nothing.
     """
-    names = {site.name for site in sites}
+    names = {site.name for site in inspection.sites}
     least: dict[str, int] = {}
     for pattern, most in sorted((protect or {}).items(), key=lambda item: item[0] in names):
         number = float(most) if isinstance(most, numbers.Real) and not isinstance(most, bool) else -1.0
@@ -123,7 +123,7 @@ def floors(sites: Sequence[Site], protect: Protect | None) -> dict[str, int]:
                 f"protect={most!r} was asked of {pattern!r}: give the share that may go, at least 0 and below 1, or "
                 "how many units stay, a whole number from 1"
             )
-        for site in matching(sites, pattern):
+        for site in asked(inspection, pattern):
             if whole and number > site.units:
                 raise InvalidInputError(
                     f"protect={most!r} was asked of site {site.name!r}, which has {site.units}: give at most so many"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["drawing", "evaluating", "holding", "untouched"]
+__all__ = ["drawing", "evaluating", "holding", "sparing", "untouched"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: what `holding` looks after
 _TENSORS = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
@@ -61,6 +65,29 @@ class evaluating(untouched):  # noqa: N801
     def __enter__(self) -> None:
         for module, _ in self._before:
             module.training = False
+
+
+def sparing(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
+    """The function of models, after which their buffers hold what they held: a model's code may write into them."""
+
+    @wraps(function)
+    def spared(model: nn.Module, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        models = [one for one in (model, *args) if isinstance(one, nn.Module)]
+        before = [(buffer, _writes(buffer), buffer.clone()) for one in models for buffer in one.buffers()]
+        try:
+            return function(model, *args, **kwargs)
+        finally:
+            with torch.no_grad():
+                for buffer, writes, value in before:
+                    if _writes(buffer) != writes:
+                        buffer.copy_(value)
+
+    return spared
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often a tensor was written into; −1 where that is not counted."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 @contextmanager
