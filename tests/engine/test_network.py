@@ -333,5 +333,8 @@ def test_an_error_is_a_share_of_the_spread_where_there_is_no_place_for_a_constan
             y, z = (torch.cat([net(x) for x in loader]).double() for net in (model, small.model))
         share = float((y - z).square().sum() / (y - y.mean(0)).square().sum()) ** 0.5
         (cut,) = [cut for cut in small.plan.cuts if cut.site.name == "up"]
-        assert cut.evidence["relative_error"] == pytest.approx(share, rel=0.1)  # shrinkage claims a little more
-        assert "units" in asked or share < 0.06
+        claimed = cut.evidence["relative_error"]
+        if "units" in asked:
+            assert claimed == pytest.approx(share, rel=0.1)
+        else:
+            assert share <= claimed <= 0.05  # shrinkage claims more

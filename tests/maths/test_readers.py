@@ -264,16 +264,13 @@ def test_a_reader_with_few_outputs_has_the_same_error_energy_and_path_without_it
     assert path is not None and torch.equal(path.kept, select(layer, 5).kept)
 
 
-def test_copies_go_before_anything_that_is_new_where_units_are_many_and_in_float32(monkeypatch):
+def test_copies_go_before_anything_that_is_new_where_units_are_many_and_in_float32():
     """With a ridge a copy is never quite explained by what it is a copy of, and must not look like something new."""
-    monkeypatch.setattr(kernel_module, "SMALL", 16)
-    h = normal(4000, 40, seed=1) @ normal(40, 40, seed=2)
-    h = torch.cat([h, h[:, :12] * 3], 1).float()
-    one = Reading(normal(6, 52, seed=3).float(), h.mean(0), torch.cov(h.T, correction=0))
-    kept = set(choose([one], 52, 40).kept.tolist())
-    assert all((i in kept) != (40 + i in kept) for i in range(12))
-    (coreset,) = replace_for([one], torch.tensor(sorted(kept)))
-    assert errors([one], [coreset])[0] < 1e-5 * one.energy
+    h = (normal(6000, 48, seed=1) @ normal(48, 880, seed=2) / 48**0.5 + 0.1 * normal(880, seed=4)).relu()
+    h = torch.cat([h, h[:, :220]], 1).float()
+    one = Reading(normal(24, 1100, seed=3).float(), h.mean(0), torch.cov(h.T, correction=0))
+    kept = set(choose([one], 1100, 880).kept.tolist())
+    assert all((i in kept) != (880 + i in kept) for i in range(220))
 
 
 @pytest.mark.parametrize("size", [0.1, 30.0])
