@@ -73,7 +73,8 @@ def sparing(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concat
     @wraps(function)
     def spared(model: nn.Module, /, *args: P.args, **kwargs: P.kwargs) -> T:
         models = [one for one in (model, *args) if isinstance(one, nn.Module)]
-        before = [(buffer, _writes(buffer), buffer.clone()) for one in models for buffer in one.buffers()]
+        buffers = [buffer for one in models for buffer in one.buffers() if not nn.parameter.is_lazy(buffer)]
+        before = [(buffer, _writes(buffer), buffer.clone()) for buffer in buffers]
         try:
             return function(model, *args, **kwargs)
         finally:
