@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from coreprune.maths.activation import Activation, activation
 from coreprune.maths.layer import Coreset, Layer
-from coreprune.maths.readers import energies, errors, replace_for
+from coreprune.maths.readers import errors, replace_for
 from coreprune.maths.reading import Reading
 from coreprune.maths.select import Path as Chosen
 
@@ -207,7 +207,7 @@ def error(reading: Reading, coreset: Coreset) -> float:
 
 
 def energy(reading: Reading) -> float:
-    return energies([reading])[0]
+    return reading.energy
 
 
 class Branches(nn.Module):

@@ -25,19 +25,7 @@ Ints = NDArray[np.int64]
 TICK = 1e-15  # of a second: in whole ticks costs are counted like entries
 
 
-def allocate(
-    inspection: Inspection,
-    curves: Mapping[str, Tensor],
-    budget: Mapping[str, Any],
-    *,
-    ignore: Iterable[str] = (),
-    itemsize: int = 4,
-    kinds: Collection[str] | None = None,
-    uniform: Uniform = False,
-    round_to: int | None = None,
-    protect: Protect | None = None,
-    remove: float | None = None,
-) -> Widths:
+def allocate(inspection: Inspection, curves: Mapping[str, Tensor], budget: Mapping[str, Any], **asked: Any) -> Widths:
     """Units to keep so that the summed error of all sites is least for what the network may cost.
 
     One Lagrangian over the error curves: each site keeps argmin_k err(k) + λ·cost·k, with the cost of a
@@ -47,18 +35,12 @@ def allocate(
     Args:
         inspection: the sites.
         curves: err(k), k = 0 … n, by site, each a share of the variance of the site's own readers.
-        budget: one of ``params``, ``flops`` (per input), ``bytes``: the most that may be left, as a number
-            or as "60%" of the dense network's; or ``error``: the largest √(Σ err), the relative root
-            mean square error if the sites' errors add up; or ``latency``, in seconds, with a ``table`` of what the
-            entries of tensors cost, see `coreprune.engine.latency`.
-        itemsize: bytes per entry.
-        ignore: sites to leave whole; this and the rest as in `coreprune.budget.widths`.
-        remove: the fraction of parameters that was asked for, if that is what the budget came from.
+        budget: what may be left, and what else is asked: see `_task`.
 
     Raises:
         InvalidInputError: a budget that is not known or cannot be met.
     """
-    task = _task(inspection, budget, itemsize, ignore, kinds, uniform, round_to, protect, remove)
+    task = _task(inspection, budget, **asked)
     by = [_curve(group, curves, choices) for group, choices in zip(task.groups, task.choices, strict=True)]
     size, dense = task.size, task.size(task.size.units)
 
@@ -87,26 +69,14 @@ def allocate(
     return {site.name: k for group, k in zip(task.groups, kept.tolist(), strict=True) for site in group}
 
 
-def check_budget(
-    inspection: Inspection,
-    budget: Mapping[str, Any],
-    *,
-    ignore: Iterable[str] = (),
-    itemsize: int = 4,
-    kinds: Collection[str] | None = None,
-    uniform: Uniform = False,
-    round_to: int | None = None,
-    protect: Protect | None = None,
-    remove: float | None = None,
-    timed: bool = False,
-) -> None:
+def check_budget(inspection: Inspection, budget: Mapping[str, Any], *, timed: bool = False, **asked: Any) -> None:
     """Raise what `allocate` would, before a curve is known, and what things cost in time only if that is `timed`."""
-    kind, asked = _only(budget)
+    kind, value = _only(budget)
     if kind == "latency" and not timed:
-        _limit(kind, asked, 1.0)
+        _limit(kind, value, 1.0)
     if kind in MEASURED or (kind == "latency" and not timed):
         budget = {"params": "100%"}
-    _task(inspection, budget, itemsize, ignore, kinds, uniform, round_to, protect, remove)
+    _task(inspection, budget, **asked)
 
 
 @dataclass(frozen=True)
@@ -131,15 +101,30 @@ class _Task:
 def _task(
     inspection: Inspection,
     budget: Mapping[str, Any],
-    itemsize: int,
-    ignore: Iterable[str],
-    kinds: Collection[str] | None,
-    uniform: Uniform,
-    round_to: int | None,
-    protect: Protect | None,
-    remove: float | None,
+    *,
+    ignore: Iterable[str] = (),
+    itemsize: int = 4,
+    kinds: Collection[str] | None = None,
+    uniform: Uniform = False,
+    round_to: int | None = None,
+    protect: Protect | None = None,
+    remove: float | None = None,
 ) -> _Task:
-    """The task that `allocate` has; raises where there is no answer to it."""
+    """The task that `allocate` has.
+
+    Args:
+        inspection: the sites.
+        budget: one of ``params``, ``flops`` (per input), ``bytes``: the most that may be left, as a number
+            or as "60%" of the dense network's; or ``error``: the largest √(Σ err), the relative root
+            mean square error if the sites' errors add up; or ``latency``, in seconds, with a ``table`` of what the
+            entries of tensors cost, see `coreprune.engine.latency`.
+        ignore: sites to leave whole; this and what is not named here as in `coreprune.budget.widths`.
+        itemsize: bytes per entry.
+        remove: the fraction of parameters that was asked for, if that is what the budget came from.
+
+    Raises:
+        InvalidInputError: there is no answer to it.
+    """
     kind, asked = _only(budget)
     scales = {"params": 1, "flops": 2, "bytes": itemsize, "error": 1, "latency": TICK}
     if kind not in scales:

@@ -27,6 +27,7 @@ from coreprune.garbage import searched_less
 from coreprune.io.configs import write_fields
 from coreprune.maths.domain import Ball, Box
 from coreprune.model.capture import Arguments, graded, rebuilt
+from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import check_marks, tensors_of
 from coreprune.plan import Made, Plan
@@ -182,7 +183,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: 
     if plan.recipe.get("inputs") is not None or example_inputs is not None:
         inputs = example_inputs if example_inputs is not None else rebuilt(plan.recipe["inputs"])
         with clock.stage("capturing"):
-            found = discovered(model, inputs, plan.recipe.get("capture", "auto"))
+            found = discover(model, inputs, plan.recipe.get("capture", "auto"))
     with clock.stage("cutting"):
         small = _applied(model, plan, Made(plan.cuts, tensors, plan.shifts), found, inplace, clock)
     return replace(small, timing=clock.timing(rest=True))
@@ -343,7 +344,7 @@ def verify(
         prior = None if prior in ("auto", "noise") else prior
     if not (prior is None or isinstance(prior, Gaussian)):
         raise InvalidInputError(f"prior={prior!r} was asked of a stack of Linear layers: give a coreprune.Gaussian")
-    found = discovered(model)
+    found = discover(model)
     if box is not None and radius is not None:
         raise InvalidInputError("both radius= and box= were given: give one of them")
     prior = prior_of_cut(recipe, found.features) if prior is None else prior
@@ -383,7 +384,7 @@ def _held(
         return Held(loader.calls(), "the inputs given", independent=True)
     if prior is not None:
         check_prior(prior)
-    graph = discovered(model, rebuilt(recipe["inputs"]), recipe.get("capture", "auto")).graphs[0]
+    graph = discover(model, rebuilt(recipe["inputs"]), recipe.get("capture", "auto")).graphs[0]
     law = prior_again(model, graph, recipe) if prior is None or prior == "auto" else named(prior)
     return anew(model, graph, law, samples, seed + int(recipe.get("seed", 0)), progress)
 

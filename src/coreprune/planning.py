@@ -40,8 +40,18 @@ from coreprune.priors.normlayer import NormLayer
 from coreprune.priors.text import Text
 from coreprune.report.evidence import kept_of_curve
 from coreprune.report.recipe import versions, written
-from coreprune.sharing import by_error, check_asked, most_left, shared_out, widths_asked
-from coreprune.wish import Wish, check, check_finite, check_fits, check_sites, fractions_of, radius_of
+from coreprune.wish import (
+    Wish,
+    check,
+    check_asked,
+    check_finite,
+    check_fits,
+    check_sites,
+    fractions_of,
+    radius_of,
+    shared_out,
+    widths_asked,
+)
 
 __all__ = ["Decision", "decided", "measured_outputs"]
 
@@ -79,12 +89,13 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
     check_sites(model, found)
     check_fits(found, wish)
     tensors = tensors_of(model)
-    check_asked(model, found, wish)
+    shares = shared_out(model, found, wish)
+    check_asked(model, found, wish, shares)
     check_finite(model.state_dict())
     budget = with_table(model, found, wish.budget, wish.clock)
     wish = replace(wish, budget=budget, timed=arguments_of(model, found))
     if budget is not None and "table" in budget and not budget["table"].get("fresh"):  # and is not to be corrected
-        check_asked(model, found, wish, timed=True)
+        check_asked(model, found, wish, shares, timed=True)
     prior, reason = wish.law(model, found)
     law, seen = _observed(model, found, prior, wish)
     radius = radius_of(wish.radius, found.features)
@@ -94,7 +105,7 @@ def _decided(model: nn.Module, found: Inspection, example_inputs: Any, wish: Wis
     norms = Norms(seen.graphs[0]) if corrected and forced(law) else None
     request = Request(method, law, radius, wish.seed, wish.reweight, {}, wish.progress, costs, usual, norms, wish.clock)
     with wish.clock.stage("selecting"):
-        kept, errors, survey, measured, cuts, nearer = _widths(model, seen, tensors, wish, request, prior)
+        kept, errors, survey, measured, cuts, nearer = _widths(model, seen, tensors, wish, request, prior, shares)
     drawn = draws_of(found, wish.draws or {}, kept, wish.ignore)
     if found.graphs and drawn:
         raise InvalidInputError("draws= was asked of a network that is no stack: use units= or remove=")
@@ -222,13 +233,18 @@ class _Kept(NamedTuple):
 
 
 def _widths(
-    model: nn.Module, found: Inspection, tensors: Mapping[str, Tensor], wish: Wish, request: Request, prior: Prior
+    model: nn.Module,
+    found: Inspection,
+    tensors: Mapping[str, Tensor],
+    wish: Wish,
+    request: Request,
+    prior: Prior,
+    shares: Mapping[str, Any],
 ) -> _Kept:
     """Units to keep, by site, with what was found on the way."""
-    shares = shared_out(model, found, wish)
-    if wish.budget is None and not by_error(wish):
+    if wish.budget is None and not wish.by_error:
         return _Kept(widths_asked(found, wish, shares))
-    left = most_left(wish)
+    left = wish.most_left
     asked = asked_of(wish.budget)
     if asked is not None and found.graphs:
         with wish.clock.stage("measuring"):
@@ -313,7 +329,7 @@ def _balances(found: Inspection, wish: Wish, prior: Prior) -> bool:
     """
     if not _pulls(found, wish, prior) or wish.uniform is not False:
         return False
-    return by_error(wish) or (wish.budget is not None and "error" not in wish.budget)
+    return wish.by_error or (wish.budget is not None and "error" not in wish.budget)
 
 
 def _recipe(

@@ -7,28 +7,32 @@ import numbers
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
-from coreprune.budget import number_of
+from coreprune.allocation import check_budget
+from coreprune.budget import Widths, check_fraction, number_of, widths
 from coreprune.clock import Clock
 from coreprune.engine.driven import asked_of
 from coreprune.engine.inputs import Prior, check_prior, named
 from coreprune.engine.local import Progress
 from coreprune.engine.picking import picked
-from coreprune.engine.probes import predicts, token_tables
+from coreprune.engine.probes import predicting
 from coreprune.errors import InvalidInputError, UnsupportedModelError
+from coreprune.io.configs import governed
 from coreprune.maths.methods import method as method_named
-from coreprune.model.capture import Arguments, Captured
+from coreprune.model.capture import Arguments
+from coreprune.model.groups import asked as asked_sites
 from coreprune.model.site import Inspection
+from coreprune.model.tensors import tensors_of
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian
 
-__all__ = ["Share", "Wish", "check", "check_finite", "check_fits", "check_sites", "fractions_of", "prior_of_cut",
-           "radius_of"]  # fmt: skip
+__all__ = ["Share", "Wish", "check", "check_asked", "check_finite", "check_fits", "check_sites", "fractions_of",
+           "prior_of_cut", "radius_of", "shared_out", "widths_asked"]  # fmt: skip
 
 MOST_SEED = 2**62  # the generators take 64 bits, and further seeds are made of one by adding
 
@@ -71,6 +75,20 @@ class Wish:
         if not (method_named(self.method).law or self.reweight):
             return Gaussian(), f"method {self.method} looks at the weights alone, and the prior only says its error"
         return picked(model, found.graphs[0])
+
+    @property
+    def by_error(self) -> bool:
+        """Whether a fraction of all parameters is shared out by the sites' error curves."""
+        return isinstance(self.remove, numbers.Real) and float(self.remove) > 0 and method_named(self.method).law
+
+    @property
+    def most_left(self) -> Mapping[str, Any]:
+        """The budget, or a fraction of parameters to remove as the share that may be left."""
+        if self.budget is not None:
+            return self.budget
+        assert isinstance(self.remove, numbers.Real)
+        check_fraction(float(self.remove))
+        return {"params": f"{100 * (1 - Decimal(repr(float(self.remove)))):f}%"}
 
 
 def check(wish: Wish) -> None:
@@ -135,18 +153,10 @@ def check_fits(found: Inspection, wish: Wish) -> None:
             f"a budget of {asked[0]!r} was asked of a stack of Linear layers: ask for error=0.05, or another "
             "share, which is predicted there in closed form"
         )
-    if asked is not None and asked[0] == "divergence" and not _predicting(found.graphs[0]):
+    if asked is not None and asked[0] == "divergence" and not predicting(found.graphs[0]):
         raise InvalidInputError(
             "a budget of 'divergence' was asked, but the network predicts no tokens: ask for 'cosine' or 'output_error'"
         )
-
-
-def _predicting(captured: Captured) -> bool:
-    """Whether the first floating output of a graph has as many numbers as a table has that tokens are read from."""
-    values = fx.map_arg(list(captured.graph.graph.nodes)[-1].args[0], lambda node: node.meta["val"])
-    floating = (v for v in pytree.tree_leaves(values) if isinstance(v, Tensor) and v.is_floating_point() and v.dim())
-    first = next(floating, None)
-    return first is not None and predicts(first, set(token_tables(captured).values()))
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -199,3 +209,71 @@ def prior_of_cut(recipe: Mapping[str, Any], features: int) -> Gaussian | None:
     if prior.std is not None or recipe.get("radius") is None:
         return prior
     return replace(prior, std=float(recipe["radius"]) / math.sqrt(features))
+
+
+def shared_out(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, Any]:
+    """The arguments that `coreprune.budget.widths` and `coreprune.allocation.allocate` have in common."""
+    shares: dict[str, Any] = {
+        name: getattr(wish, name) for name in ("ignore", "kinds", "uniform", "round_to", "protect")
+    }
+    return shares | (_configured(model, found, wish) if wish.uniform == "config" else {})
+
+
+def check_asked(
+    model: nn.Module, found: Inspection, wish: Wish, shares: Mapping[str, Any], *, timed: bool = False
+) -> None:
+    """Raise what sharing out would, where that can be known before anything is observed.
+
+    Args:
+        model: the network. found: its sites. wish: what is asked. shares: see `shared_out`.
+        timed: whether its budget has a table of times that was checked.
+
+    Raises:
+        InvalidInputError: widths or a budget that cannot be had. UnknownNameError: a pattern that matches nothing.
+        UnsupportedModelError: a width that the model's configuration has no field for.
+    """
+    if wish.budget is None and not wish.by_error:
+        widths_asked(found, wish, shares)
+    else:
+        itemsize = next(iter(tensors_of(model).values())).element_size()
+        check_budget(found, wish.most_left, itemsize=itemsize, remove=wish.remove, timed=timed, **shares)
+
+
+def widths_asked(found: Inspection, wish: Wish, shares: Mapping[str, Any]) -> Widths:
+    """Units to keep, by site, where they follow from what is asked; none where draws alone are asked for."""
+    if wish.remove is None and wish.units is None:
+        return {}
+    return widths(found, remove=wish.remove, units=wish.units, **shares)
+
+
+def _configured(model: nn.Module, found: Inspection, wish: Wish) -> dict[str, Any]:
+    """Groups of sites that one field of the model's configuration speaks of; what has no field stays whole."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "to_dict"):
+        raise InvalidInputError(
+            f"uniform='config' was asked, but {type(model).__name__} has no configuration: give uniform=True or False"
+        )
+    allowed = set(wish.kinds or [site.kind for site in found.sites])
+    sites = {
+        site.name: (site.units, tuple((at.tensor, at.axis) for at in site.locations if at.tensor))
+        for site in found.sites
+        if site.kind in allowed
+    }
+    if not sites:
+        return {"uniform": False}  # which says what is missing
+    groups = list(governed(type(model), config, found.shapes, sites).values())
+    named = {name for group in groups for name in group}
+    if not named:
+        raise UnsupportedModelError(
+            f"{type(config).__name__} has no field for any width that can be cut: cut with uniform=True or False, and "
+            "load the result with coreprune.load"
+        )
+    whole = [site.name for site in found.sites if site.name not in named]
+    for pattern in [*(wish.units or ()), *(wish.remove if isinstance(wish.remove, Mapping) else ())]:
+        wished = {site.name for site in asked_sites(found, pattern)}
+        if not wished & named:
+            raise UnsupportedModelError(
+                f"{min(wished)} was asked for, and {type(config).__name__} has no field for its width: cut with "
+                "uniform=False, and load the result with coreprune.load"
+            )
+    return {"uniform": groups, "ignore": (*wish.ignore, *whole)}

@@ -265,11 +265,10 @@ def by_hand(rows):
     return values.mean(0), np.cov(values.T, bias=True), len(values)
 
 
-def agree(observed, rows, rtol=1e-10):
+def agree(observed, rows, rtol=1e-10, off=0.0):
     mean, covariance, count = by_hand(rows)
     assert observed.count == count
-    deviation = np.sqrt(covariance.diagonal().max())
-    np.testing.assert_allclose(observed.mean.numpy(), mean, rtol=rtol, atol=rtol * deviation)
+    np.testing.assert_allclose(observed.mean.numpy(), mean, rtol=rtol, atol=off * covariance.diagonal().max() ** 0.5)
     np.testing.assert_allclose(observed.covariance.numpy(), covariance, rtol=0, atol=rtol * np.abs(covariance).max())
 
 
@@ -314,7 +313,8 @@ class TestMoments:
         batches = [((normal(40, features, seed=s, shift=mean * (s + 1)),), {}) for s in range(3)]
         seen = moments([captured], tensors_of(model), [(tap_at(captured, "linear"),)], batches)[0]
         assert seen.covariance.dtype == seen.mean.dtype == torch.float64
-        agree(seen, [a[0] for a, _ in batches], rtol=1e-10 if features <= 64 else 2e-7)
+        wide = features > 64
+        agree(seen, [a[0] for a, _ in batches], rtol=2e-7 if wide else 1e-10, off=1e-8 if wide else 0.0)
 
     def test_what_varies_within_batches_alone_is_exact_beside_a_large_mean(self):
         stream = observe.Moments(600)

@@ -7,7 +7,7 @@ heads are gone; and by one for each group of alike sites where that fails.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,9 @@ from coreprune.engine.probes import misfit
 from coreprune.maths.layer import Coreset
 from coreprune.model.discover import discover
 from coreprune.model.groups import alike
-from coreprune.model.site import Inspection, Refusal, Site
+from coreprune.model.site import Inspection, Refusal, Site, shapes_after
 from coreprune.model.tensors import tensors_of
-from coreprune.model.untouched import evaluating, sparing
+from coreprune.model.untouched import evaluating
 from coreprune.plan import Cut
 from coreprune.surgery.apply import install, spared_copy, ties
 from coreprune.surgery.attributes import follow
@@ -28,7 +28,6 @@ from coreprune.surgery.attributes import follow
 __all__ = ["discovered", "feasible"]
 
 
-@sparing
 def discovered(model: nn.Module, example_inputs: Any = None, capture: str = "auto") -> Inspection:
     """`coreprune.model.discover.discover`, and the heads that the code fixes among what is refused."""
     return feasible(model, discover(model, example_inputs, capture))
@@ -43,8 +42,7 @@ def feasible(model: nn.Module, found: Inspection) -> Inspection:
     heads = [site for site in found.sites if site.kind == "heads" and site.units > 1]
     if not heads or not found.graphs:
         return found
-    why = _misfit(model, found, [])
-    if why is not None or (why := _misfit(model, found, heads)) is None:  # no values are needed, or all is well
+    if _misfit(model, found, heads) is None or _misfit(model, found, []) is not None:  # the whole cannot be tried
         return found
     by_name = {site.name: site for site in heads}
     refused: dict[str, str] = {}
@@ -84,22 +82,18 @@ def _misfit(model: nn.Module, found: Inspection, sites: Sequence[Site]) -> str |
         return str(error)
 
 
-def _outline(model: nn.Module, sites: Iterable[Site]) -> nn.Module:
+def _outline(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
     """A copy with half of the units of some sites, whose tensors share memory with those of the model or have none."""
-    own, cuts = tensors_of(model), []
+    own, half = tensors_of(model), {site.name: -(-site.units // 2) for site in sites}
     again = {name for others in ties(model).values() for name in others}
-    shapes = {name: list(tensor.shape) for name, tensor in own.items() if name not in again}
-    for site in sites:
-        kept = torch.arange(-(-site.units // 2))
-        cuts.append(Cut(site, tuple(Coreset(kept, torch.ones(len(kept))) for _ in site.readers)))
-        for at in dict.fromkeys(site.locations):
-            if at.tensor in shapes:
-                shapes[at.tensor][at.axis] -= (site.units - len(kept)) * at.span
+    before = {name: tuple(tensor.shape) for name, tensor in own.items() if name not in again}
+    after = shapes_after(before, sites, half)
     changed = {
-        name: own[name].new_zeros(()).expand(shape)
-        for name, shape in shapes.items()
-        if tuple(shape) != tuple(own[name].shape)
+        name: own[name].new_zeros(()).expand(after[name]) for name in before if tuple(after[name]) != before[name]
     }
+    kept = [torch.arange(half[site.name]) for site in sites]
+    coresets = [Coreset(units, torch.ones(len(units))) for units in kept]
+    cuts = [Cut(site, (one,) * len(site.readers)) for site, one in zip(sites, coresets, strict=True)]
     small = spared_copy(model, own)
     install(small, changed, follow(model, cuts))
     return small

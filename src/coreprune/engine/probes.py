@@ -17,8 +17,8 @@ from coreprune.model.record import Shapes
 from coreprune.model.tensors import tensors_of
 from coreprune.model.untouched import holding
 
-__all__ = ["batch_size", "by_shape", "crops", "fits", "fitting", "halved", "misfit", "on_meta", "predicts",
-           "synthesise", "token_tables"]  # fmt: skip
+__all__ = ["batch_size", "by_shape", "crops", "fits", "fitting", "given", "halved", "misfit", "on_meta", "predicting",
+           "predicts", "synthesise", "token_tables"]  # fmt: skip
 
 #: side of an image from which a smaller one may stand for it
 LARGE = 128
@@ -51,10 +51,14 @@ def _fits(captured: Captured, own: int, batch: int) -> bool:
     outputs = on_meta(captured, pytree.tree_map(lambda a: _rows(a, own, batch, "meta"), captured.arguments))
     if outputs is None:
         return False
-    nodes = list(captured.graph.graph.nodes)
-    expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
-    pairs = zip(outputs, expected, strict=True)
+    pairs = zip(outputs, given(captured), strict=True)
     return all(tuple(a.shape) == _shape(b, own, batch) for a, b in pairs if isinstance(a, Tensor))
+
+
+def given(captured: Captured) -> list[Any]:
+    """What a graph gives for its example, tensors without values."""
+    output = list(captured.graph.graph.nodes)[-1]
+    return pytree.tree_leaves(fx.map_arg(output.args[0], lambda node: node.meta["val"]))
 
 
 def by_shape(captured: Captured) -> bool:
@@ -123,8 +127,6 @@ def on_meta(captured: Captured, inputs: Arguments) -> list[Any] | None:
 
 def misfit(module: nn.Module, captured: Captured) -> str | None:
     """Why a module does not give outputs of the graph's shapes for the example, on shapes alone; None if it does."""
-    nodes = list(captured.graph.graph.nodes)
-    expected = pytree.tree_leaves(fx.map_arg(nodes[-1].args[0], lambda n: n.meta["val"]))
     args, kwargs = _without_values(captured.arguments)
     try:
         with Shapes(), holding(module, {id(t): _without_values(t) for t in tensors_of(module).values()}):
@@ -133,7 +135,7 @@ def misfit(module: nn.Module, captured: Captured) -> str | None:
         return first_line(error)
     shapes = [
         [tuple(v.shape) for v in each if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex())]
-        for each in (pytree.tree_leaves(outputs), expected)
+        for each in (pytree.tree_leaves(outputs), given(captured))
     ]
     return None if shapes[0] == shapes[1] else f"its outputs have shapes {shapes[0]} in place of {shapes[1]}"
 
@@ -239,6 +241,13 @@ def predicts(output: Tensor, tables: Collection[int]) -> bool:
         output: of the network. tables: the rows of each, see `token_tables`.
     """
     return output.dim() > 1 and output.shape[-1] in tables
+
+
+def predicting(captured: Captured) -> bool:
+    """Whether the first floating output of a graph predicts tokens."""
+    floating = (v for v in given(captured) if isinstance(v, Tensor) and v.is_floating_point() and v.dim())
+    first = next(floating, None)
+    return first is not None and predicts(first, set(token_tables(captured).values()))
 
 
 def token_tables(captured: Captured) -> dict[str, int]:

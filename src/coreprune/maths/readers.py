@@ -41,7 +41,6 @@ from coreprune.maths.select import Path
 
 __all__ = [
     "choose",
-    "energies",
     "errors",
     "kept_of",
     "pooled_energy",
@@ -51,11 +50,6 @@ __all__ = [
 
 #: entries of a reader up to which several are worked on together
 TOGETHER = 256
-
-
-def energies(readings: Sequence[Reading]) -> list[float]:
-    """E‖W(h − E h)‖² = tr M G of each."""
-    return [reading.energy for reading in readings]
 
 
 def pooled_energy(readings: Sequence[Reading]) -> float:
@@ -192,8 +186,11 @@ def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[flo
     for part in _alike(readings):
         mixed = coresets[len(found) : len(found) + len(part)]
         G, entries = part[0].covariance, _entries(mixed[0].indices, part[0].block)
-        if isinstance(G, LowRank) or part[0].narrow:
-            found.append((_thin_error if isinstance(G, LowRank) else _narrow_error)(part[0], mixed[0], entries))
+        if isinstance(G, LowRank):
+            found.append(_thin_error(part[0], mixed[0], entries))
+            continue
+        if part[0].narrow:
+            found.append(_narrow_error(part[0], mixed[0], entries))
             continue
         m = _stacked([reading.mean for reading in part])
         T = _stacked([_written_out(coreset, reading, entries) for coreset, reading in zip(mixed, part, strict=True)])
@@ -211,13 +208,10 @@ def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[flo
 
 def _thin_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
     """The same where samples are few."""
-    G, m, W = cast(LowRank, reading.covariance), reading.mean, reading.matrix
+    G, W = cast(LowRank, reading.covariance), reading.matrix
     thin = isinstance(coreset.mix, Thin) and reading.block == 1
-    T = cast(Thin, coreset.mix).to(m.dtype) if thin else _written_out(coreset, reading, entries)
-    gap = m - T @ m[entries]
-    if coreset.offset is not None:
-        gap = gap - coreset.offset.to(m.dtype)
-    return lowrank.residual(G, W, entries, T) + float((W @ gap).square().sum())
+    T = cast(Thin, coreset.mix).to(reading.mean.dtype) if thin else _written_out(coreset, reading, entries)
+    return lowrank.residual(G, W, entries, T) + _error_of_mean(reading, coreset, T, entries)
 
 
 def _narrow_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
@@ -225,11 +219,8 @@ def _narrow_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
 
     With V the columns of W at what changes, and Z those at what stays as it is, V X = Y_S − Z G_ZS.
     """
-    G, m, W, Y = cast(Tensor, reading.covariance), reading.mean, reading.matrix, reading.through
+    G, W, Y = cast(Tensor, reading.covariance), reading.matrix, reading.through
     T = _written_out(coreset, reading, entries)
-    gap = m - T @ m[entries]
-    if coreset.offset is not None:
-        gap = gap - coreset.offset.to(m.dtype)
     at = lowrank.changed(T, entries)
     inside = G[entries][:, entries]
     stays = torch.isin(entries, at, invert=True)  # of the kept ones
@@ -238,7 +229,16 @@ def _narrow_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
     own = inner(V, Y[:, at]) - inner(Z, VX[:, stays])
     VT = V @ T[at]
     explained = inner(VT, 2 * VX - VT @ inside)
-    return max(own - explained, 0.0) + float((W @ gap).square().sum())
+    return max(own - explained, 0.0) + _error_of_mean(reading, coreset, T, entries)
+
+
+def _error_of_mean(reading: Reading, coreset: Coreset, T: Tensor | Thin, entries: Tensor) -> float:
+    """‖W g‖², g = m − T m_S − t."""
+    m = reading.mean
+    gap = m - T @ m[entries]
+    if coreset.offset is not None:
+        gap = gap - coreset.offset.to(m.dtype)
+    return float((reading.matrix @ gap).square().sum())
 
 
 def _written_out(coreset: Coreset, reading: Reading, entries: Tensor) -> Tensor:

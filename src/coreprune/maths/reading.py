@@ -58,7 +58,10 @@ class Reading:
         total = self.mean.new_zeros(size, size)
         for piece in self.outgoing.split(max(1, _CHUNK // max(self.outgoing[:1].numel(), 1))):
             rows = piece.movedim(-1, 0).reshape(size, -1).to(kind)  # a unit's entries lie together
-            add_squared(total, rows.T) if kind == total.dtype else total.add_(squared(rows.T))
+            if kind == total.dtype:
+                add_squared(total, rows.T)
+            else:
+                total += squared(rows.T)
         return mirrored(total)
 
     @cached_property

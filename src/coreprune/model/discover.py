@@ -11,10 +11,12 @@ from coreprune.garbage import searched_less
 from coreprune.model import stack
 from coreprune.model.network import discover_network, plain_module
 from coreprune.model.site import Inspection
+from coreprune.model.untouched import sparing
 
 __all__ = ["discover"]
 
 
+@sparing
 @searched_less()
 def discover(model: nn.Module, example_inputs: Any = None, capture: str = "auto") -> Inspection:
     """Find every site of a model.

@@ -13,7 +13,7 @@ from coreprune.errors import InvalidInputError, UnknownNameError, UnsupportedMod
 from coreprune.model.site import Inspection, Site
 
 __all__ = ["KINDS", "Protect", "Uniform", "agree", "alike", "asked", "chosen", "floors", "left_whole",
-           "matching"]  # fmt: skip
+           "matching", "means"]  # fmt: skip
 
 Uniform = bool | Sequence[Collection[str]]
 Protect = Mapping[str, float | int]
@@ -28,7 +28,7 @@ def matching(sites: Sequence[Site], pattern: str) -> list[Site]:
     Raises:
         UnknownNameError: it means none.
     """
-    found = [site for site in sites if _means(pattern, site.name)]
+    found = [site for site in sites if means(pattern, site.name)]
     if not found:
         names = [site.name for site in sites]
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
@@ -42,9 +42,9 @@ def asked(inspection: Inspection, pattern: str) -> list[Site]:
     Raises:
         UnknownNameError: it means none. UnsupportedModelError: it means none but what is refused, with the reason.
     """
-    if not any(_means(pattern, site.name) for site in inspection.sites):
+    if not any(means(pattern, site.name) for site in inspection.sites):
         for one in inspection.refused:
-            if _means(pattern, one.name):
+            if means(pattern, one.name):
                 raise UnsupportedModelError(f"{one.name} cannot be cut: {one.reason}")
     return matching(inspection.sites, pattern)
 
@@ -53,14 +53,14 @@ def left_whole(inspection: Inspection, patterns: Iterable[str]) -> set[str]:
     """Names of the sites that patterns mean; one may mean what is refused alone, which stays whole as it is."""
     names: set[str] = set()
     for pattern in patterns:
-        if not any(_means(pattern, one.name) for one in inspection.refused):
+        if not any(means(pattern, one.name) for one in inspection.refused):
             names |= {site.name for site in matching(inspection.sites, pattern)}
         else:
-            names |= {site.name for site in inspection.sites if _means(pattern, site.name)}
+            names |= {site.name for site in inspection.sites if means(pattern, site.name)}
     return names
 
 
-def _means(pattern: str, name: str) -> bool:
+def means(pattern: str, name: str) -> bool:
     """Whether a name, a glob or a ``re:`` pattern means a site of this name."""
     if not pattern.startswith("re:"):
         return name == pattern or fnmatchcase(name, pattern)

@@ -13,7 +13,7 @@ from torch import Tensor
 from coreprune.maths.activation import Activation, activation
 from coreprune.model.capture import Captured
 
-__all__ = ["Inspection", "Location", "Maker", "Reader", "Refusal", "Site", "Tap", "parameters_after"]
+__all__ = ["Inspection", "Location", "Maker", "Reader", "Refusal", "Site", "Tap", "parameters_after", "shapes_after"]
 
 Shape = tuple[int, ...]
 
@@ -237,8 +237,8 @@ class Inspection:
         return parameters_after(self.distinct, [], {}) - parameters_after(self.distinct, [site], {site.name: 0})
 
 
-def parameters_after(shapes: Mapping[str, Shape], sites: Iterable[Site], kept: Mapping[str, int]) -> int:
-    """Number of entries of all tensors once each named site has only `kept[site.name]` units.
+def shapes_after(shapes: Mapping[str, Shape], sites: Iterable[Site], kept: Mapping[str, int]) -> dict[str, list[int]]:
+    """Shapes of all tensors once each named site has only `kept[site.name]` units.
 
     Readers without a bias are taken to get one when their site is cut, as the constant of the removed units asks.
 
@@ -260,4 +260,9 @@ def parameters_after(shapes: Mapping[str, Shape], sites: Iterable[Site], kept: M
         for at in site.locations:
             if at.tensor in now:
                 now[at.tensor][at.axis] -= removed * at.span
-    return sum(math.prod(shape) for shape in now.values())
+    return now
+
+
+def parameters_after(shapes: Mapping[str, Shape], sites: Iterable[Site], kept: Mapping[str, int]) -> int:
+    """Number of entries of all tensors then: see `shapes_after`."""
+    return sum(math.prod(shape) for shape in shapes_after(shapes, sites, kept).values())

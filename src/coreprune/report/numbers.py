@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from coreprune.errors import CheckpointError, CorepruneError
-from coreprune.model.groups import matching
+from coreprune.model.groups import means
 from coreprune.model.site import Inspection, Location, Site
 from coreprune.report.beside import Beside
 from coreprune.report.cost import Change, Cost
@@ -290,24 +290,24 @@ def _massive(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _why_whole(site: Site, recipe: Mapping[str, Any]) -> str:
     """Why a site that could be cut was not."""
-    if any(site in _matching(site, pattern) for pattern in recipe.get("ignore", ())):
+    if any(_meant(site, pattern) for pattern in recipe.get("ignore", ())):
         return "left whole, as it was to be ignored"
     if recipe.get("kinds") and site.kind not in recipe["kinds"]:
         return "left whole, as its kind was not asked for"
     asked = recipe.get("remove") if isinstance(recipe.get("remove"), Mapping) else recipe.get("units")
     if isinstance(asked, Mapping):
-        named = any(_matching(site, pattern) for pattern in asked)
+        named = any(_meant(site, pattern) for pattern in asked)
         return "left whole, as was asked" if named else "left whole, as it was not asked for"
     if recipe.get("uniform") == "config":
         return "left whole: the configuration has no field for it, or the budget had room"
     return "left whole by the budget"
 
 
-def _matching(site: Site, pattern: str) -> list[Site]:
+def _meant(site: Site, pattern: str) -> bool:
     try:
-        return matching([site], pattern)
-    except CorepruneError:  # it means another site
-        return []
+        return means(pattern, site.name)
+    except CorepruneError:  # it is no pattern
+        return False
 
 
 def _number(value: Any) -> float | None:
