@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from coreprune.maths.layer import Coreset, Thin
 from coreprune.model.site import Location, Shape, Site
 from coreprune.model.text import table
 from coreprune.surgery.edits import Add, Edit, Mix, Take, constant, edited
+from coreprune.surgery.mixing import Mask
 
 __all__ = ["Cut", "Made", "Plan"]
 
@@ -186,7 +188,7 @@ class Plan:
                     f"the plan corrects {name}, {tuple(vector.shape)}, which the network does not have in that shape: "
                     "the plan is damaged, make it again"
                 )
-        taken: dict[tuple[str, int], Tensor] = {}
+        taken: dict[tuple[str, int], Mask] = {}
         for cut in self.cuts:
             _check_locations(cut.site, shapes, taken)
 
@@ -286,7 +288,7 @@ class Made:
         }
 
 
-def _check_locations(site: Site, shapes: Mapping[str, Shape], taken: dict[tuple[str, int], Tensor]) -> None:
+def _check_locations(site: Site, shapes: Mapping[str, Shape], taken: dict[tuple[str, int], Mask]) -> None:
     """Raise CheckpointError unless everything the site owns lies where the plan says, and is no other site's.
 
     Args:
@@ -298,16 +300,15 @@ def _check_locations(site: Site, shapes: Mapping[str, Shape], taken: dict[tuple[
         shape = shapes.get(at.tensor)
         if shape is None and at == site.bias:
             continue
-        last = max(at.order, default=at.start + site.units * at.span - 1)
-        if shape is None or at.axis >= len(shape) or last >= shape[at.axis]:
+        if shape is None or at.axis >= len(shape) or at.last(site.units) >= shape[at.axis]:
             found = "is not there" if shape is None else f"is {tuple(shape)}"
             raise CheckpointError(
                 f"the plan looks for the {site.units} units of {site.name} on axis {at.axis} of {at.tensor}, "
                 f"which {found}: the plan is damaged, make it again"
             )
-        owned = taken.setdefault((at.tensor, at.axis), torch.zeros(shape[at.axis], dtype=torch.bool))
-        entries = at.entries(site.units).flatten()
-        if bool(owned[entries].any()):
+        owned = taken.setdefault((at.tensor, at.axis), np.zeros(shape[at.axis], dtype=bool))
+        entries = at.positions(site.units)
+        if owned[entries].any():
             raise CheckpointError(
                 f"the plan says twice whose the entries on axis {at.axis} of {at.tensor} are, the second time "
                 f"those of {site.name}: the plan is damaged, make it again"

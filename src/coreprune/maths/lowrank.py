@@ -143,11 +143,11 @@ def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor | Thin) -> float:
 
 def changed(T: Tensor, kept: Tensor) -> Tensor:
     """Units that do not stand for themselves, in one T at least of (…, n, k): rows other than those of the identity."""
-    own = torch.zeros(T.shape[-2], dtype=torch.bool, device=T.device)
-    rows = T[..., kept, :]
-    each = (rows.diagonal(dim1=-2, dim2=-1) == 1) & (rows.count_nonzero(-1) == 1)
-    own[kept] = each.reshape(-1, kept.numel()).all(0)
-    return (~own).nonzero()[:, 0]
+    identity = torch.eye(kept.numel(), dtype=T.dtype, device=T.device)
+    others = (T.index_select(-2, kept) != identity).any(-1).reshape(-1, kept.numel())
+    changes = torch.ones(T.shape[-2], dtype=torch.bool, device=T.device)
+    changes[kept] = others.any(0) if len(others) > 1 else others[0]
+    return changes.nonzero()[:, 0]
 
 
 def _squares(W: Tensor) -> Tensor:

@@ -45,12 +45,9 @@ def brought(readings: Sequence[Reading], units: int) -> Tensor:
         >>> brought([Reading(torch.tensor([[1.0, 1.0]]), torch.zeros(2), G)], 2).tolist()
         [0.75, 0.25]
     """
-    total = torch.zeros(units, dtype=torch.float64)
-    for reading in readings:
-        energy = reading.covariance.diagonal().double() * reading.squares.double()
-        each = energy.reshape(units, reading.block).sum(1).cpu()
-        total += each / each.sum().clamp(min=1e-300)
-    return total
+    energies = [(reading.covariance.diagonal(), reading.squares, reading.block) for reading in readings]
+    each = torch.stack([(g.double() * w.double()).reshape(units, b).sum(1) if b > 1 else g.double() * w.double() for g,w,b in energies]).cpu()
+    return (each / each.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)
 
 
 def massive(energy: Tensor) -> Tensor:

@@ -163,11 +163,14 @@ def dropped(H: Tensor, E: Tensor, k: int, *, block: int = 64) -> Path:
     while (left := n - order.numel()) > k:
         if left < 0.8 * at.numel():
             at, H, E, alive = at[alive], H[alive][:, alive], E[alive][:, alive], alive[alive]
-        score = torch.where(alive, E.diagonal() / H.diagonal().clamp(min=1e-30), torch.inf)
         size = min(block, left - k)
-        cheap = torch.topk(score, min(4 * size, left), largest=False).indices
-        chosen, costs = greedy(H[cheap][:, cheap], E[cheap][:, cheap], size)
-        gone = cheap[chosen]
+        if 4 * size >= left == at.numel():  # all are candidates
+            gone, costs = greedy(H, E, size)
+        else:
+            score = torch.where(alive, E.diagonal() / H.diagonal().clamp(min=1e-30), torch.inf)
+            cheap = torch.topk(score, min(4 * size, left), largest=False).indices
+            chosen, costs = greedy(H[cheap][:, cheap], E[cheap][:, cheap], size)
+            gone = cheap[chosen]
         alive[gone] = False
         order, energy = torch.cat([order, at[gone]]), torch.cat([energy, costs])
         if left - size > k:

@@ -48,15 +48,15 @@ def shrunk(covariance: Tensor | LowRank, count: int | Tensor) -> Tensor | LowRan
     own = covariance.diagonal(dim1=-2, dim2=-1)
     variance = own.clamp(min=0)
     scale = _inverse(variance)[..., None, :]
-    square = (covariance * scale.mT * scale).square().sum((-2, -1))
+    correlation = (covariance * scale.mT).mul_(scale)
+    square = torch.linalg.vector_norm(correlation, dim=(-2, -1)).square()
     rho = _intensity(square, variance, many)[..., None, None].to(covariance)
     if not bool(rho.any()):
         return covariance
     result = covariance * (1 - rho)
     result.diagonal(dim1=-2, dim2=-1).copy_(own)
-    if bool((many >= FEWEST).any()):
-        deviation = variance.sqrt()[..., None, :]
-        copies = covariance.abs() >= (1 - COPY) * deviation.mT * deviation
+    copies = correlation.abs_() >= 1 - COPY
+    if int(copies.sum()) > int((variance > 0).sum()):  # more than the units themselves
         result = torch.where(copies & (many >= FEWEST)[..., None, None], covariance, result)
     return result
 

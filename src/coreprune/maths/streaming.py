@@ -43,7 +43,7 @@ class Stream:
         new, features = centred.shape
         gap, total = mean - self._mean, self.count + new
         if features < WIDE:
-            scatter = squared(centred).double()
+            scatter = (centred.T @ centred).double()
             self._scatter = scatter if self._scatter is None else self._scatter.add_(scatter)
         else:
             self._scatter = centred.new_zeros(features, features) if self._scatter is None else self._scatter

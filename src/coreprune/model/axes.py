@@ -98,6 +98,7 @@ class Labels:
     _frozen: list[tuple[Ids, str]] = field(default_factory=list)
     _splits: list[Ids] = field(default_factory=list)
     _links: list[tuple[Ids, Ids]] = field(default_factory=list)
+    _of: Ids | None = None  # the classes, as long as nothing is coupled
 
     def fresh(self, size: int) -> Ids:
         """New labels, (size,)."""
@@ -110,6 +111,7 @@ class Labels:
         a, b = np.broadcast_arrays(a, b)
         if a.size and a is not b:
             self._edges.append((a.ravel(), b.ravel()))
+            self._of = None
 
     def freeze(self, ids: Ids, reason: str) -> None:
         """These labels must stay."""
@@ -174,6 +176,8 @@ class Labels:
             self.freeze(matrix, "is combined with a tensor over a part of its axes")
 
     def _components(self) -> Ids:
+        if self._of is not None and self._of.size == self.count:
+            return self._of
         if not self._edges:
             return np.arange(self.count)
         a = np.concatenate([edge[0] for edge in self._edges])
@@ -184,6 +188,7 @@ class Labels:
             first = np.full(of.max() + 1, -1, dtype=np.int64)
             first[of[::-1]] = np.arange(self.count)[::-1]
             self._edges = [(np.arange(self.count), first[of])]
+        self._of = of
         return of
 
 

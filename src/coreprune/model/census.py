@@ -247,7 +247,8 @@ class _Census:
         homes = self.homes[int(classes[0])]
         reading = {p for p in homes if self._roles(p)[rank[self.of[self._labels(p)]] >= 0].all()}
         own = [p for p in homes if p not in reading]
-        makers = [p for p in self.made if p in set(own)]
+        making = set(own)
+        makers = [p for p in self.made if p in making]
         first = makers[0] if makers else own[0]
         seen = rank[self.of[self._labels(first)]]  # number the units as they stand there
         positions = np.full(classes.size, seen.size)
@@ -280,8 +281,10 @@ class _Census:
     def _reader(self, place: Place, rank: Ids, units: int) -> tuple[Reader, tuple[Tap, ...]]:
         labels = self._labels(place)
         at = _locations(place, rank[self.of[labels]], units, whole=True)[0]
-        entries = at.entries(units).numpy()  # (units, span)
-        reads = [r for r in self.read[place] if np.isin(r.weight - labels[0], entries[0]).any()]
+        entries = at.positions(units)
+        reads = self.read[place]
+        if len(reads) > 1:
+            reads = [r for r in reads if np.isin(r.weight - labels[0], entries[0]).any()]
         block, seen = 1, []
         for read in reads:
             where = np.full(labels.size, -1, dtype=np.int64)
@@ -376,10 +379,12 @@ def _locations(place: Place, rank: Ids, units: int, *, whole: bool) -> list[Loca
         units: how many there are, each with as many positions.
         whole: give one location for all.
     """
+    tensor, axis = place
     positions = np.flatnonzero(rank >= 0)
+    if positions[-1] - positions[0] == units - 1 and bool((rank[positions] == np.arange(units)).all()):
+        return [Location(tensor, axis, int(positions[0]))]  # as nearly always
     order = np.lexsort((positions, rank[positions]))
     entries = positions[order].reshape(units, -1)
-    tensor, axis = place
     span = entries.shape[1]
     pieces: list[Location] = []
     at = 0

@@ -247,12 +247,18 @@ class _Recorder(TorchFunctionMode):
             return result
         operator, given = _FUNCTIONS[func](*args, **(kwargs or {}))
         trimmed = tuple(_trimmed(operator, given))
-        nodes = pytree.tree_map(lambda v: self.node(v) if isinstance(v, Tensor) else v, trimmed)
+        nodes = tuple(self._nodes(value) for value in trimmed)
         if operator in _WEIGHTED and nodes[1].name not in self.weights:
             raise _Unknown  # a weight that is computed
         result = _shaped(operator, trimmed)
-        self._noted("call_function", operator, tuple(nodes), operator.overloadpacket.__name__, result)
+        self._noted("call_function", operator, nodes, operator.overloadpacket.__name__, result)
         return result
+
+    def _nodes(self, value: Any) -> Any:
+        """An argument with the nodes of its tensors."""
+        if isinstance(value, list):
+            return [self._nodes(one) for one in value]
+        return self.node(value) if isinstance(value, Tensor) else value
 
 
 class Shapes(TorchFunctionMode):

@@ -109,7 +109,7 @@ def _chain(model: nn.Module) -> list[fx.Node]:
     """The nodes of the forward pass, which must follow each other one by one."""
     try:
         with untouched(model):
-            graph = fx.symbolic_trace(model).graph
+            graph = fx.Tracer().trace(model)
     except Exception as error:
         raise UnsupportedModelError(
             f"the forward pass of {type(model).__name__} cannot be traced ({first_line(error)}): "

@@ -54,7 +54,7 @@ class untouched:  # noqa: N801
                 del own[name]
             for name, (value, content) in before.items():
                 own[name] = value
-                if content is not None:
+                if content is not None and (value or content):  # most are empty, and stay so
                     value.clear()
                     (value.extend if isinstance(value, list) else value.update)(content)
 

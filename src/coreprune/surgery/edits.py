@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from coreprune.maths.layer import Thin
-from coreprune.model.site import Location, Reader
+from coreprune.model.site import Ids, Location, Reader
 from coreprune.surgery.mixing import Layout, Mixing, Where, places, selected
 
 __all__ = ["Add", "Edit", "Mix", "Take", "constant", "edited"]
 
 #: Takes of whole axes → positions to select, and what the axis is like then
-Known = dict[tuple[Any, ...], tuple[Where, Layout]]
+Known = dict[tuple[Any, ...], tuple[slice | Ids, Layout]]
 
 CHUNK = 2**20  # entries that are computed on at a time
 
@@ -77,14 +78,17 @@ class Mix:
         return self.at.tensor
 
     @property
-    def entries(self) -> Tensor:
-        """Where the units lie, (n, span)."""
-        return self.at.entries(self.units or self.matrix.shape[0] // self.block)
+    def of(self) -> int:
+        """How many units the location holds before the edit."""
+        return self.units or self.matrix.shape[0] // self.block
 
     @property
-    def places(self) -> Tensor:
+    def places(self) -> Ids:
         """Units whose places the new ones take."""
-        return torch.arange(self.matrix.shape[-1] // self.block) if self.indices is None else self.indices.cpu()
+        if self.indices is None:
+            return np.arange(self.matrix.shape[-1] // self.block)
+        places: Ids = self.indices.cpu().numpy()
+        return places
 
     def __call__(self, value: Tensor) -> Tensor:
         """The tensor after the edit, computed in the precision of T and rounded once to the tensor's own."""
@@ -105,7 +109,7 @@ class Add:
     vector: Tensor
     entries: Tensor | None = None
 
-    def __call__(self, value: Tensor | None, alive: Tensor | None = None) -> Tensor:
+    def __call__(self, value: Tensor | None, alive: Ids | None = None) -> Tensor:
         """The bias after the edit, in the precision of the vector; `alive` are the dense entries it has left."""
         if value is None:
             return self.vector
@@ -113,7 +117,8 @@ class Add:
         vector = self.vector.to(value.device)
         if self.entries is None:
             return result.add_(vector)
-        at = self.entries if alive is None else torch.searchsorted(alive, self.entries.cpu())
+        at = self.entries.cpu()
+        at = at if alive is None else torch.from_numpy(np.searchsorted(alive, at.numpy()))
         return result.index_add_(0, at.to(value.device), vector)
 
 
@@ -163,7 +168,7 @@ def constant(weight: Tensor, reader: Reader, offset: Tensor, units: int) -> Tens
         (p,), in the precision of `offset`.
     """
     t = offset.to(weight.device)
-    entries = places(reader.weight.entries(units).flatten(), weight)
+    entries = places(reader.weight.positions(units).ravel(), weight.device)
     rows = weight.detach().movedim((reader.outputs, reader.weight.axis), (0, 1))
     result = t.new_empty(rows.shape[0])
     step = max(1, CHUNK // max(1, math.prod(rows.shape[1:])))
@@ -187,7 +192,7 @@ def _carried_out(
     goal = like.dtype if like is not None else cast(Add, edits[0]).vector.dtype
     if dtype is not None and goal.is_floating_point:
         goal = dtype
-    alive: dict[int, Tensor] = {}
+    alive: dict[int, Ids] = {}
     runs = [(adds, list(run)) for adds, run in groupby(edits, lambda edit: isinstance(edit, Add))]
     for i, (adds, run) in enumerate(runs):
         if adds:
@@ -201,7 +206,7 @@ def _carried_out(
 
 
 def _cut(
-    value: Tensor, edits: Sequence[Take | Mix], alive: dict[int, Tensor], goal: torch.dtype | None, known: Known
+    value: Tensor, edits: Sequence[Take | Mix], alive: dict[int, Ids], goal: torch.dtype | None, known: Known
 ) -> Tensor:
     """Takes and Mixes of one tensor: first every Take, as it makes the rest cheaper, then axis by axis the Mixes.
 
@@ -216,13 +221,13 @@ def _cut(
     mixings: dict[int, Mixing] = {}
     for axis in dict.fromkeys(edit.at.axis for edit in edits):
         here = [edit for edit in edits if edit.at.axis == axis]
-        layout = Layout(alive.get(axis, torch.arange(value.shape[axis])))
+        layout = Layout(alive[axis] if axis in alive else np.arange(value.shape[axis]))
         take = _taken(layout, [edit for edit in here if isinstance(edit, Take)], {} if axis in alive else known)
         if not (isinstance(take, slice) and take == slice(0, value.shape[axis])):
-            takes[axis] = take if isinstance(take, slice) else take.to(value.device)
+            takes[axis] = places(take, value.device)
         mixes = [edit for edit in here if isinstance(edit, Mix)]
         if mixes:
-            mixings[axis] = layout.mix(mixes, value)
+            mixings[axis] = layout.mix(mixes, value.device)
         alive[axis] = layout.slots
     if not mixings:
         return _pass(value, takes, None, goal or value.dtype)
@@ -232,7 +237,7 @@ def _cut(
     return value
 
 
-def _taken(layout: Layout, takes: Sequence[Take], known: Known) -> Where:
+def _taken(layout: Layout, takes: Sequence[Take], known: Known) -> slice | Ids:
     """`Layout.take`, once for axes that are cut alike, as those of a BatchNorm's four vectors are."""
     key = (len(layout.slots), *((e.at.start, e.at.span, e.at.order, e.units, id(e.indices)) for e in takes))
     if key not in known:

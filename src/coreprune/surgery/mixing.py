@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coreprune.maths.layer import Thin
 from coreprune.maths.lowrank import changed
-from coreprune.model.site import Location
+from coreprune.model.site import Ids, Location
 
 if TYPE_CHECKING:
     from coreprune.surgery.edits import Mix, Take
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "Mixing", "Where", "places", "selected"]
 
 Where = slice | Tensor
+Mask = NDArray[np.bool_]
 
 
 class Runs(NamedTuple):
@@ -98,25 +100,24 @@ class Layout:
         slots: the dense entries that are left, ascending; entry slots[i] is at position i.
     """
 
-    def __init__(self, slots: Tensor) -> None:
+    def __init__(self, slots: Ids) -> None:
         self.slots = slots
-        self._touched = torch.zeros(int(slots[-1]) + 1 if slots.numel() else 0, dtype=torch.bool)
+        self._touched = np.zeros(slots[-1] + 1 if slots.size else 0, dtype=bool)
 
-    def take(self, edits: Sequence[Take]) -> Where:
+    def take(self, edits: Sequence[Take]) -> slice | Ids:
         """Carry out the Takes; gives the positions to select."""
-        source = torch.arange(self._touched.numel())
+        source = np.arange(self._touched.size)
         left, there = self._left(), self._left()
         for edit in edits:
-            entries = self._entries(edit.at, edit.units, there)
-            indices = edit.indices.cpu()
+            entries, indices = self._entries(edit.at, edit.units, there), edit.indices.cpu().numpy()
             left[entries] = False
-            goal = entries[indices.sort().values]
+            goal = entries[np.sort(indices)]
             left[goal] = True
             source[goal] = entries[indices]
-        taken = left.nonzero().flatten()
+        taken = np.flatnonzero(left)
         found = self._positions()[source[taken]]
         self.slots = taken
-        return places(found)
+        return straight(found)
 
     def copy(self) -> Layout:
         """One that is as this one is now."""
@@ -126,72 +127,77 @@ class Layout:
 
     def follow(self, other: Layout) -> None:
         """Be as another one of the same axis is now."""
-        self.slots, self._touched = other.slots, other._touched.clone()
+        self.slots, self._touched = other.slots, other._touched.copy()
 
-    def mix(self, edits: Sequence[Mix], value: Tensor) -> Mixing:
-        """Carry out the Mixes."""
-        before, left, mixed = self._positions(), self._left(), torch.zeros_like(self._touched)
-        there = left.clone()
+    def mix(self, edits: Sequence[Mix], device: torch.device) -> Mixing:
+        """Carry out the Mixes, of a tensor on a device."""
+        before, left, mixed = self._positions(), self._left(), np.zeros_like(self._touched)
+        there = left.copy()
         found = []
         for edit in edits:
-            entries = edit.entries
-            self._entries(edit.at, entries.shape[0], there)
-            goal = entries[edit.places].flatten()
-            found.append((edit, entries, goal))
+            entries, places = self._entries(edit.at, edit.of, there), edit.places
+            goal = entries[places].ravel()
+            found.append((edit, entries, places, goal))
             left[entries], mixed[entries] = False, True
             left[goal] = True
-        self.slots = left.nonzero().flatten()
+        self.slots = np.flatnonzero(left)
         after = self._positions()
         rest = self.slots[~mixed[self.slots]]
         parts = []
-        for edit, entries, goal in found:
-            matrix, source, own = edit.matrix, goal if edit.matrix.dim() == 1 else entries.flatten(), None
-            kept = (edit.places[:, None] * edit.block + torch.arange(edit.block)).flatten()
+        for edit, entries, places, goal in found:
+            matrix, source, own = edit.matrix, goal if edit.matrix.dim() == 1 else entries.ravel(), None
             if matrix.dim() == 2:
-                gone = (matrix.gone if isinstance(matrix, Thin) else changed(matrix, kept.to(matrix.device))).cpu()
+                kept = (places[:, None] * edit.block + np.arange(edit.block)).ravel()
+                gone = matrix.gone if isinstance(matrix, Thin) else changed(matrix, torch.from_numpy(kept).to(device))
                 if len(gone) and len(gone) + len(kept) == matrix.shape[0]:  # a unit that stays stands for itself
                     each = source.reshape(matrix.shape[0], -1)
                     matrix = matrix if isinstance(matrix, Thin) else matrix[gone]
-                    source, own = each[gone].flatten(), runs(before[each[kept].flatten()], value)
-            parts.append(_Part(matrix.to(value.device), runs(before[source], value), runs(after[goal], value), own))
-        return Mixing(self.slots.numel(), (runs(before[rest], value), runs(after[rest], value)), tuple(parts))
+                    source, own = each[gone.cpu().numpy()].ravel(), runs(before[each[kept].ravel()], device)
+            parts.append(_Part(matrix.to(device), runs(before[source], device), runs(after[goal], device), own))
+        return Mixing(self.slots.size, (runs(before[rest], device), runs(after[rest], device)), tuple(parts))
 
-    def _left(self) -> Tensor:
-        left = torch.zeros_like(self._touched)
+    def _left(self) -> Mask:
+        left = np.zeros_like(self._touched)
         left[self.slots] = True
         return left
 
-    def _positions(self) -> Tensor:
+    def _positions(self) -> Ids:
         """Of every dense entry, where it is; −1 if it is gone."""
-        found = torch.full(self._touched.shape, -1)
-        found[self.slots] = torch.arange(self.slots.numel())
+        found = np.full(self._touched.shape, -1)
+        found[self.slots] = np.arange(self.slots.size)
         return found
 
-    def _entries(self, at: Location, units: int, there: Tensor) -> Tensor:
-        """The entries of a location, which must be there and no other edit's."""
-        entries = at.entries(units)
-        assert int(entries.max()) < self._touched.numel(), f"an edit goes beyond axis {at.axis} of {at.tensor}"
-        assert not bool(self._touched[entries].any()), f"two edits change the same entries of {at.tensor}"
-        assert bool(there[entries].all()), f"an edit changes entries of {at.tensor} that are gone"
+    def _entries(self, at: Location, units: int, there: Mask) -> Ids:
+        """The entries of a location, (units, span), which must be there and no other edit's."""
+        entries = at.positions(units)
+        assert at.last(units) < self._touched.size, f"an edit goes beyond axis {at.axis} of {at.tensor}"
+        assert not self._touched[entries].any(), f"two edits change the same entries of {at.tensor}"
+        assert there[entries].all(), f"an edit changes entries of {at.tensor} that are gone"
         self._touched[entries] = True
         return entries
 
 
-def places(positions: Tensor, value: Tensor | None = None) -> Where:
-    """Positions as a slice if they follow each other, since that needs no copy; else on the device of `value`."""
-    first = int(positions[0]) if positions.numel() else 0
-    if torch.equal(positions, torch.arange(first, first + positions.numel())):
-        return slice(first, first + positions.numel())
-    return positions if value is None else positions.to(value.device)
+def straight(positions: Ids) -> slice | Ids:
+    """Positions as a slice if they follow each other."""
+    first = int(positions[0]) if positions.size else 0
+    if not positions.size or (positions[-1] - first == positions.size - 1 and bool((np.diff(positions) == 1).all())):
+        return slice(first, first + positions.size)
+    return positions
 
 
-def runs(positions: Tensor, value: Tensor) -> Laid:
+def places(positions: slice | Ids, device: torch.device) -> Where:
+    """The same to select by, since a slice needs no copy."""
+    found = positions if isinstance(positions, slice) else straight(positions)
+    return found if isinstance(found, slice) else torch.from_numpy(found).to(device)
+
+
+def runs(positions: Ids, device: torch.device) -> Laid:
     """The same, and as runs where they come in such, since these are copied as they lie."""
-    found = places(positions, value)
+    found = places(positions, device)
     if isinstance(found, slice):
         return found
-    starts = torch.cat([torch.ones(1, dtype=torch.bool), positions.diff() != 1]).nonzero().flatten()
-    length = math.gcd(positions.numel(), *starts.tolist(), *positions[starts].tolist())
+    starts = np.flatnonzero(np.diff(positions, prepend=positions[0]) != 1)
+    length = int(np.gcd.reduce(np.concatenate([[positions.size], starts, positions[starts]])))
     return Runs(found[::length] // length, length) if length > 1 else found
 
 
