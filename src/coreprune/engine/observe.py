@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ __all__ = ["Moments", "Observed", "as_seen", "clipped", "moments", "samples", "s
 #: is more: n²·max(8n, 16384) multiplications. Neighbours in an image say nearly the same, so little is lost.
 PER_FEATURE, SAMPLES = 8, 16384
 #: features above which products are taken in float32 (of centred samples); their sums are float64 where they are few
-SMALL = 64
+SMALL = 16
 #: more than LARGE features of which fewer than one in THIN samples was seen are kept as these samples
 LARGE, THIN = 1024, 16
 
@@ -103,6 +103,11 @@ class Observed:
     cost: Tensor | None = None
     typical: Observed | None = None
 
+    def apart(self) -> list[Observed]:
+        """Each of several whose moments lie beside each other."""
+        pairs = zip(self.mean.unbind(), cast("Tensor", self.covariance).unbind(), strict=True)
+        return [Observed(mean, covariance, self.count) for mean, covariance in pairs]
+
 
 class Moments(Stream):
     """A stream of samples. Above SMALL features products are float32, of samples less their batch's mean, and from
@@ -111,16 +116,19 @@ class Moments(Stream):
     Where features are many and samples very few, the samples themselves are the least that says their covariance.
     """
 
-    def __init__(self, features: int) -> None:
-        """Start with nothing seen; samples have `features` entries."""
-        super().__init__(features)
+    def __init__(self, features: int, *beside: int) -> None:
+        """Start with nothing seen; samples have `features` entries, and up to SMALL they may lie beside each other."""
+        super().__init__(features, *beside)
         self._most = features // THIN if features > LARGE else 0
         self._held: list[Tensor] = []
 
     def add(self, batch: Tensor) -> None:
-        """Take in samples, (N, features): with m their mean and c near it, N Cov = Σ(x−c)(x−c)ᵀ − N(m−c)(m−c)ᵀ."""
-        if batch.shape[1] <= SMALL or not len(batch):
+        """Take in samples, (…, N, features): with m their mean and c near it, N Cov = Σ(x−c)(x−c)ᵀ − N(m−c)(m−c)ᵀ."""
+        if batch.shape[-1] <= SMALL or not batch.numel():
             super().add(batch)
+            return
+        if not self._most:
+            self._add(batch.detach().cpu())
             return
         self._held.append(batch.detach().cpu().clone())  # the code may write into the value later
         if self.count or sum(map(len, self._held)) > self._most:
@@ -130,9 +138,9 @@ class Moments(Stream):
 
     def _add(self, batch: Tensor) -> None:
         kind = torch.promote_types(batch.dtype, torch.float32)
-        near = batch.mean(0, dtype=kind)
-        centred = (batch.to(kind) - near).float()
-        off = centred.mean(0).double()
+        near = batch.mean(-2, dtype=kind)
+        centred = (batch.to(kind) - near[..., None, :]).float()
+        off = centred.mean(-2).double()
         self._take(centred, near.double() + off, off)
 
     def observed(self) -> Observed:
@@ -187,25 +195,28 @@ def moments(
     keys = [
         tuple((t.graph, t.operand, t.axis, t.entries.shape, t.entries.numpy().tobytes()) for t in r) for r in readers
     ]
-    seen: dict[Any, Moments] = {}
-    usual: dict[Any, Moments] = {}
+    seen: dict[tuple[Any, ...], Moments] = {}
+    usual: dict[tuple[Any, ...], Moments] = {}
     into: dict[int, list[tuple[Moments, Moments | None, Tensor | None]]] = {}
     taps: dict[int, dict[int, Tap]] = {}
-    for i, (key, reader) in enumerate(zip(keys, readers, strict=True)):
-        if key not in seen:
-            seen[key] = Moments(math.prod(reader[0].entries.shape[:2]))
-            if energies is not None:
-                usual[key] = Moments(math.prod(reader[0].entries.shape[:2]))
-            for tap in reader:
-                taps.setdefault(tap.graph, {})[id(tap)] = tap
-                own = None if energies is None else energies[i]
-                into.setdefault(id(tap), []).append((seen[key], usual.get(key), own))
+    own = dict(zip(keys, range(len(keys)), strict=True)) if energies is not None else {}
+    for alike, reader in _beside(keys, readers, single=energies is not None):
+        many = [len(alike)] if len(alike) > 1 else []
+        features = math.prod(reader[0].entries.shape[:2]) // len(alike)
+        seen[alike] = Moments(features, *many)
+        if energies is not None:
+            usual[alike] = Moments(features)
+        for tap in reader:
+            taps.setdefault(tap.graph, {})[id(tap)] = tap
+            each = None if energies is None else energies[own[alike[0]]]
+            into.setdefault(id(tap), []).append((seen[alike], usual.get(alike), each))
 
     def look(tap: Tap, value: Tensor) -> None:
-        limit = max(PER_FEATURE * math.prod(tap.entries.shape[:2]), SAMPLES) * part[0] // part[1]
+        features = into[id(tap)][0][0].features
+        limit = max(PER_FEATURE * features, SAMPLES) * part[0] // part[1]
         new = samples(value, tap, value.numel() if every else limit)
         for one, typical, each in into[id(tap)]:
-            one.add(new)
+            one.add(new if new.shape[1] == features else new.unflatten(1, (-1, features)).transpose(0, 1))
             if typical is not None and each is not None:
                 typical.add(clipped(samples(value, tap, limit) if every else new, each))
 
@@ -228,10 +239,29 @@ def moments(
         )
     into.clear()
     done = {}
-    for key in list(seen):  # a stream is as large as what comes of it
-        typical = usual.pop(key).observed() if key in usual else None
-        done[key] = replace(seen.pop(key).observed(), typical=typical)
+    for alike in list(seen):  # a stream is as large as what comes of it
+        typical = usual.pop(alike).observed() if alike in usual else None
+        every_one = seen.pop(alike).observed()
+        done |= {alike[0]: replace(every_one, typical=typical)} if len(alike) == 1 else dict(
+            zip(alike, every_one.apart(), strict=True)
+        )
     return [done[key] for key in keys]
+
+
+def _beside(
+    keys: Sequence[Any], readers: Sequence[tuple[Tap, ...]], *, single: bool
+) -> Iterator[tuple[tuple[Any, ...], tuple[Tap, ...]]]:
+    """Readers, each by its key once, those together with one tap for all that see other entries of the same value."""
+    groups: dict[Any, dict[Any, tuple[Tap, ...]]] = {}
+    for key, reader in zip(keys, readers, strict=True):
+        small = len(reader) == 1 and math.prod(reader[0].entries.shape[:2]) <= 64 and not single
+        groups.setdefault(key[0][:-1] if small else key, {})[key] = reader
+    for group in groups.values():
+        first, *others = group.values()
+        if others:
+            entries = torch.cat([reader[0].entries for reader in group.values()])
+            first = (replace(first[0], entries=entries),)
+        yield tuple(group), first
 
 
 def clipped(rows: Tensor, energies: Tensor) -> Tensor:

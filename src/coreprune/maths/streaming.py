@@ -14,7 +14,7 @@ WIDE = 256
 
 
 class Stream:
-    """Running mean and covariance of vectors that come in batches (Chan, Golub & LeVeque 1983).
+    """Running mean and covariance of vectors that come in batches (Chan, Golub & LeVeque 1983), or several side by side.
 
     Example:
         >>> stream = Stream(2)
@@ -23,27 +23,27 @@ class Stream:
         [[1.0, 2.0], [2.0, 4.0]]
     """
 
-    def __init__(self, features: int) -> None:
-        """Start with nothing seen; vectors have `features` entries."""
-        self.count = 0
-        self._mean = torch.zeros(features, dtype=torch.float64)
+    def __init__(self, features: int, *beside: int) -> None:
+        """Start with nothing seen; vectors have `features` entries, and lie in axes of these sizes beside each other."""
+        self.count, self.features = 0, features
+        self._mean = torch.zeros(*beside, features, dtype=torch.float64)
         self._scatter: Tensor | None = None
         self._ends: list[tuple[float, Tensor]] = []  # w, v of the terms w·vvᵀ that the scatter lacks
 
     def add(self, batch: Tensor) -> None:
-        """Take in a batch, (N, features)."""
+        """Take in a batch, (…, N, features)."""
         new = batch.detach().double().cpu()
-        if not len(new):
+        if not new.numel():
             return
-        mean = new.mean(0)
-        self._take(new - mean, mean)
+        mean = new.mean(-2)
+        self._take(new - mean[..., None, :], mean)
 
     def _take(self, centred: Tensor, mean: Tensor, off: Tensor | None = None) -> None:
         """Take in vectors less their mean, or less their mean less `off`, and that mean."""
-        new, features = centred.shape
+        new, features = centred.shape[-2:]
         gap, total = mean - self._mean, self.count + new
         if features < WIDE:
-            scatter = (centred.T @ centred).double()
+            scatter = (centred.mT @ centred).double()
             self._scatter = scatter if self._scatter is None else self._scatter.add_(scatter)
         else:
             self._scatter = centred.new_zeros(features, features) if self._scatter is None else self._scatter
@@ -59,9 +59,11 @@ class Stream:
     def _end(self) -> None:
         """Add the terms that the scatter lacks."""
         if self._ends and self._scatter is not None:
-            vectors = torch.stack([vector for _, vector in self._ends])
+            vectors = torch.stack([vector for _, vector in self._ends], -2)
             weights = torch.tensor([weight for weight, _ in self._ends], dtype=vectors.dtype)
-            self._scatter.addmm_((vectors.T * weights).to(self._scatter), vectors.to(self._scatter))
+            n, terms = self.features, len(weights)
+            left, right = (vectors.mT * weights).reshape(-1, n, terms), vectors.reshape(-1, terms, n)
+            self._scatter.view(-1, n, n).baddbmm_(left.to(self._scatter), right.to(self._scatter))
         self._ends = []
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -114,13 +116,15 @@ def add_squared(total: Tensor, A: Tensor, *, beta: int = 1) -> None:
 def mirrored(total: Tensor) -> Tensor:
     """The matrix with the blocks below the diagonal those above it, and symmetric to the last bit; works in place.
 
+    Of matrices of fewer than WIDE columns there may be several.
+
     Example:
         >>> mirrored(torch.tensor([[1.0, 2.0], [2.0, 5.0]])).tolist()
         [[1.0, 2.0], [2.0, 5.0]]
     """
-    n = len(total)
+    n = total.shape[-1]
     if n < WIDE:
-        total.copy_((total + total.T) / 2)  # a product need not be symmetric
+        total.copy_((total + total.mT) / 2)  # a product need not be symmetric
         return total
     half = n // 2
     mirrored(total[:half, :half])
