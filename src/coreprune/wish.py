@@ -164,7 +164,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_meta:
             raise InvalidInputError(f"{name} is on the meta device and holds no values: load the weights first")
-        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):  # a quick pass; sums may run over
+        if not tensor.is_floating_point() or math.isfinite(tensor.sum()):  # a quick pass; sums may run over
             continue
         if not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())

@@ -220,10 +220,13 @@ def _coresets(found: Inspection, plan: Plan) -> list[tuple[Tap, Coreset]]:
 
 def _hook(pairs: Sequence[tuple[Tap, Coreset]], double: Double) -> Callable[[Tap, Tensor], Tensor]:
     of = {id(tap): coreset for tap, coreset in pairs}
+    made: list[Tensor] = []  # the last one, which the next tap of its operand gets
 
     def hook(tap: Tap, value: Tensor) -> Tensor:
+        own = any(value is one for one in made)
         with double.paused():  # what it does is of double precision by itself
-            return reconstructed(wide(value), tap, of[id(tap)])
+            made[:] = [reconstructed(wide(value), tap, of[id(tap)], own=own)]
+        return made[0]
 
     return hook
 

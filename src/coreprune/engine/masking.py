@@ -23,15 +23,16 @@ def tapped(found: Inspection, cut: Cut) -> list[tuple[Tap, Coreset]]:
     return [(tap, coreset) for taps, coreset in readers for tap in taps]
 
 
-def reconstructed(value: Tensor, tap: Tap, coreset: Coreset) -> Tensor:
+def reconstructed(value: Tensor, tap: Tap, coreset: Coreset, *, own: bool = False) -> Tensor:
     """A reader's input with its units replaced by what stands for them.
 
         x̂_(j,d) = Σ_(s,e) T_(j,d),(s,e) x_(s,e) + t_(j,d)       for every position that shares T
 
     Args:
-        value: the input; not changed.
+        value: the input.
         tap: where the units are in it, entries (n, block, share).
         coreset: T, (n·block, k·block), and t, (n·block,). With (n, k) and (n,) all entries of a unit share T.
+        own: whether the value may be written into. Otherwise it is copied first.
     """
     n, block, _ = tap.entries.shape
     sizes = {coreset.mix.shape[0]} if coreset.mix.dim() > 1 else {n}
@@ -46,21 +47,24 @@ def reconstructed(value: Tensor, tap: Tap, coreset: Coreset) -> Tensor:
     if isinstance(offset, Tensor) and offset.numel() < n * each:
         offset = offset.repeat_interleave(each, 0)
 
-    at, places = entries.flatten(), entries[kept].flatten()
-    result = value.movedim(tap.axis, 0).clone(memory_format=torch.contiguous_format)
-    columns = result.reshape(len(result), -1)
-    many = max(1, PIECE // len(result))
-    for low in range(0, columns.shape[1], many):
-        piece = columns[:, low : low + many]  # one view at a time, which gradients can follow
-        left = piece[places].reshape(kept.numel() * each, -1)
+    at, places = entries.flatten(), entries.index_select(0, kept).flatten()
+    result = value if own else value.clone()
+    axis = tap.axis % value.dim()
+    along = max((a for a in range(value.dim()) if a != axis), key=lambda a: value.shape[a], default=None)
+    length = 1 if along is None else value.shape[along]
+    many = max(1, PIECE * length // max(1, value.numel()))
+    for low in range(0, length, many):  # one view at a time, which gradients can follow
+        piece = result if along is None else result.narrow(along, low, min(many, length - low))
+        left = piece.index_select(axis, places).movedim(axis, 0)
+        rest, left = left.shape[1:], left.reshape(kept.numel() * each, -1)
         if mix.dim() > 1:
             new = mix @ left + offset
         else:
             new = left.new_zeros(n * each, left.shape[1])
             new.unflatten(0, (n, each))[kept] = (left * cast("Tensor", mix)[:, None]).unflatten(0, (-1, each))
             new += offset
-        piece[at] = new.reshape(at.numel(), -1)
-    return torch.empty_like(value).copy_(result.movedim(0, tap.axis))
+        piece.index_copy_(axis, at, new.reshape(-1, *rest).movedim(0, axis))
+    return result
 
 
 def _spread_out(mix: Tensor | Thin, n: int, each: int) -> Tensor | Thin:

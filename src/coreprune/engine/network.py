@@ -34,7 +34,7 @@ from coreprune.maths.readers import (
     replace_for,
     spread,
 )
-from coreprune.maths.reading import Reading, squares, weighed
+from coreprune.maths.reading import Reading, beside, squares, weighed
 from coreprune.maths.select import Path
 from coreprune.maths.shrink import shrunk
 from coreprune.model.capture import Arguments, first_line
@@ -249,7 +249,7 @@ def _readings(site: Site, tensors: Mapping[str, Tensor], seen: tuple[Observed, .
             G, mean = about_zero(own, mean), torch.zeros_like(mean)
         weight = _outgoing(tensors[reader.weight.tensor], reader, site.units)
         result.append(Reading(weight, mean, G, reader.block, constant, about=about))
-    return result
+    return beside(result)
 
 
 def _spreads(seen: Sequence[Observed]) -> list[Tensor | LowRank]:

@@ -143,10 +143,10 @@ def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor | Thin) -> float:
 
 def changed(T: Tensor, kept: Tensor) -> Tensor:
     """Units that do not stand for themselves, in one T at least of (…, n, k): rows other than those of the identity."""
-    identity = torch.eye(kept.numel(), dtype=T.dtype, device=T.device)
-    others = (T.index_select(-2, kept) != identity).any(-1).reshape(-1, kept.numel())
+    rows = T.index_select(-2, kept)
+    identity = torch.eye(kept.numel(), dtype=T.dtype, device=T.device).expand_as(rows)
     changes = torch.ones(T.shape[-2], dtype=torch.bool, device=T.device)
-    changes[kept] = others.any(0) if len(others) > 1 else others[0]
+    changes[kept] = False if torch.equal(rows, identity) else (rows != identity).any(-1).reshape(-1, len(kept)).any(0)
     return changes.nonzero()[:, 0]
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,9 +46,11 @@ def brought(readings: Sequence[Reading], units: int) -> Tensor:
         >>> brought([Reading(torch.tensor([[1.0, 1.0]]), torch.zeros(2), G)], 2).tolist()
         [0.75, 0.25]
     """
-    energies = [(reading.covariance.diagonal(), reading.squares, reading.block) for reading in readings]
-    each = torch.stack([(g.double() * w.double()).reshape(units, b).sum(1) if b > 1 else g.double() * w.double() for g,w,b in energies]).cpu()
-    return (each / each.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)
+    energies = [reading.covariance.diagonal().double() * reading.squares.double() for reading in readings]
+    blocks = [reading.block for reading in readings]
+    each = [e if b == 1 else e.reshape(units, b).sum(1) for e, b in zip(energies, blocks, strict=True)]
+    found = torch.stack(each).cpu()
+    return (found / found.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)
 
 
 def massive(energy: Tensor) -> Tensor:
@@ -66,10 +69,10 @@ def massive(energy: Tensor) -> Tensor:
     few = -(-len(energy) // TRIMMED)
     if len(energy) <= few:
         return torch.zeros(0, dtype=torch.int64)
-    order = energy.argsort(descending=True, stable=True)
-    typical = energy[order[few:]].mean()
-    most = order[:few]
-    return most[(energy[most] >= FACTOR * typical) & (typical > 0)]
+    known = energy.cpu().numpy()
+    order = np.argsort(-known, kind="stable")
+    typical, most = known[order[few:]].mean(), order[:few]
+    return torch.from_numpy(most[(known[most] >= FACTOR * typical) & (typical > 0)])
 
 
 def first_of(path: Path, units: int, keep: int, first: Tensor) -> Tensor:

@@ -167,10 +167,10 @@ def replace_for(readings: Sequence[Reading], kept: Tensor, path: Path | None = N
 def _optimal(readings: Sequence[Reading], entries: Tensor) -> Tensor:
     """T of readers that are alike, (R, n·b, k·b), for the entries of the kept units."""
     G = _stacked([reading.moments.covariance for reading in readings])
-    gone = torch.ones(G.shape[1], dtype=torch.bool).index_fill_(0, entries, False)
-    X = G[:, :, entries]
+    gone = torch.ones(G.shape[1], dtype=torch.bool).index_fill_(0, entries, False).nonzero()[:, 0]
+    X = G.index_select(2, entries)
     T = torch.zeros_like(X)
-    T[:, gone] = solve(X[:, entries], X[:, gone])
+    T[:, gone] = solve(X.index_select(1, entries), X.index_select(1, gone))
     T[:, entries, torch.arange(entries.numel())] = 1  # a kept unit is its own best replacement, exactly
     return T
 
@@ -194,13 +194,14 @@ def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[flo
             continue
         m = _stacked([reading.mean for reading in part])
         T = _stacked([_written_out(coreset, reading, entries) for coreset, reading in zip(mixed, part, strict=True)])
-        gap = m - (T @ m[:, entries, None])[:, :, 0]
-        gap -= _stacked([m[0] * 0 if one.offset is None else one.offset.to(m.dtype) for one in mixed])
-        G, M = (_stacked(list(each)) for each in zip(*((r.moments.covariance, r.gram) for r in part), strict=True))
-        outside = torch.einsum("ri,rij,rj->r", gap, M, gap)
+        gap = m - (T @ m.index_select(1, entries)[:, :, None])[:, :, 0]
+        if any(one.offset is not None for one in mixed):
+            gap -= _stacked([m[0] * 0 if one.offset is None else one.offset.to(m.dtype) for one in mixed])
+        G, M = (_stacked(list(each)) for each in zip(*((r.covariance, r.gram) for r in part), strict=True))
+        outside = ((M @ gap[:, :, None])[:, :, 0] * gap).sum(1)
         at = lowrank.changed(T, entries)
-        T, X, inner = T[:, at], G[:, at][:, :, entries], G[:, entries][:, :, entries]
-        M, own = M[:, at][:, :, at], G[:, at][:, :, at]
+        T, M, own = T.index_select(1, at), _between(M, at, at), G.index_select(1, at)
+        X, own, inner = own.index_select(2, entries), own.index_select(2, at), _between(G, entries, entries)
         explained = _inners(M @ T, 2 * X - T @ inner)
         found += ((_inners(M, own) - explained).clamp(min=0) + outside).tolist()
     return found
@@ -255,7 +256,7 @@ def _written_out(coreset: Coreset, reading: Reading, entries: Tensor) -> Tensor:
 
 def _entries(kept: Tensor, block: int) -> Tensor:
     """The entries of units, (k·b,)."""
-    return (kept[:, None] * block + torch.arange(block)).flatten()
+    return kept if block == 1 else (kept[:, None] * block + torch.arange(block)).flatten()
 
 
 def _alike(readings: Sequence[Reading]) -> Iterator[Sequence[Reading]]:
@@ -313,6 +314,11 @@ def _pooled_thin(readings: Sequence[Reading]) -> tuple[Tensor, LowRank, Tensor]:
         weights.append(reading.matrix / share**0.5)
     G = LowRank(torch.cat(factors, 1), torch.stack(rests).sum(0))
     return torch.zeros_like(readings[0].mean), G, torch.cat(weights)
+
+
+def _between(A: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Some rows and columns of each, (R, …, …)."""
+    return A.index_select(1, rows).index_select(2, columns)
 
 
 def _inners(A: Tensor, B: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ Source: 01-maths §3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,9 +22,9 @@ from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import goes_forward
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.reweight import solve
-from coreprune.maths.streaming import add_squared, mirrored, squared
+from coreprune.maths.streaming import WIDE, add_squared, mirrored, squared
 
-__all__ = ["Reading", "inner", "root", "squares", "weighed"]
+__all__ = ["Reading", "beside", "inner", "root", "squares", "weighed"]
 
 _CHUNK = 2**22  # entries of W that are converted at a time
 NEARLY_ALL = 0.9  # of an energy, which is not to be subtracted from it
@@ -40,6 +42,7 @@ class Reading:
         constant: whether a constant can be put.
         about: m and Cov(h), where there is no place for a constant and G is about zero.
         cost: whether M is what errors cost the whole network, and not the reader's own WᵀW.
+        known: M and the energy, where `beside` has worked them out.
     """
 
     outgoing: Tensor
@@ -49,10 +52,13 @@ class Reading:
     constant: bool = True
     cost: bool = False
     about: tuple[Tensor, Tensor | LowRank] | None = None
+    known: tuple[Tensor, float] | None = None
 
     @cached_property
     def gram(self) -> Tensor:
         """M = WᵀW, (n·b, n·b), summed over outputs and kernel positions."""
+        if self.known is not None:
+            return self.known[0]
         size = self.mean.numel()
         kind = torch.promote_types(self.outgoing.dtype, torch.float32)
         total = self.mean.new_zeros(size, size)
@@ -85,6 +91,8 @@ class Reading:
     def energy(self) -> float:
         """E‖W(h − E h)‖² = tr M G = ⟨W, Y⟩."""
         G = self.covariance
+        if self.known is not None:
+            return self.known[1]
         if isinstance(G, LowRank):
             return G.energy(self.matrix)
         return inner(self.matrix, self.through) if self.narrow else inner(self.gram, G)
@@ -98,7 +106,7 @@ class Reading:
         constant = float((self.matrix @ mean.to(self.mean)).square().sum())
         if constant < NEARLY_ALL * self.energy:
             return self.energy - constant
-        return replace(self, covariance=covariance, about=None).energy
+        return replace(self, covariance=covariance, about=None, known=None).energy
 
     @cached_property
     def matrix(self) -> Tensor:
@@ -110,6 +118,23 @@ class Reading:
         """Of the entries, written out."""
         G = self.covariance
         return Moments(self.mean, G.dense() if isinstance(G, LowRank) else G)
+
+
+def beside(readings: Sequence[Reading]) -> list[Reading]:
+    """Readers of one site, M and energy of all worked out at once where they are small and have weights of one shape.
+
+    Args:
+        readings: of one number of entries.
+    """
+    first = readings[0]
+    size, few = first.mean.numel(), sum(reading.outgoing.numel() for reading in readings) <= _CHUNK
+    alike = all(r.outgoing.shape == first.outgoing.shape and r.mean.dtype == first.mean.dtype for r in readings)
+    if len(readings) == 1 or not (alike and few) or size > WIDE or isinstance(first.covariance, LowRank):
+        return list(readings)
+    W = torch.stack([reading.outgoing for reading in readings]).to(first.mean.dtype).reshape(len(readings), -1, size)
+    M = mirrored(W.mT @ W)
+    energies = (M * torch.stack([cast("Tensor", reading.covariance) for reading in readings])).sum((1, 2)).tolist()
+    return [replace(r, known=known) for r, known in zip(readings, zip(M.unbind(), energies), strict=True)]
 
 
 def weighed(reading: Reading, M: Tensor) -> Reading:
@@ -129,7 +154,7 @@ def weighed(reading: Reading, M: Tensor) -> Reading:
         A = root(inverse @ M @ inverse.T) @ W
     else:
         A = root(M)
-    return replace(reading, outgoing=A, cost=True)
+    return replace(reading, outgoing=A, cost=True, known=None)
 
 
 def squares(W: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ Source: Chen, Wiesel, Eldar & Hero 2010, "Shrinkage Algorithms for MMSE Covarian
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,11 +69,12 @@ def _inverse(variance: Tensor) -> Tensor:
 
 def _intensity(square: Tensor, variance: Tensor, count: Tensor) -> Tensor:
     """ρ, at most 1, from tr S²; 0 where there is nothing to shrink."""
-    p = (variance > 0).sum(-1).double()  # and tr S, as the diagonal is 1
-    few, square = 2 / p.clamp(min=1), square.double()
+    p = (variance > 0).sum(-1).cpu().numpy().astype(float)  # and tr S, as the diagonal is 1
+    few, square = 2 / np.maximum(p, 1), square.double().cpu().numpy()
     spread = square - p
-    rho = ((1 - few) * square + p.square()) / ((count.to(p) + 1 - few) * spread)
-    return torch.where((p < 2) | (spread <= 0), 0.0, rho.clamp(max=1.0))
+    clear = (p >= 2) & (spread > 0)
+    rho = ((1 - few) * square + p**2) / ((count.cpu().numpy() + 1 - few) * np.where(clear, spread, 1.0))
+    return torch.as_tensor(np.where(clear, np.minimum(rho, 1.0), 0.0))
 
 
 def _copied(half: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -82,7 +84,7 @@ class Stream:
 
 def finite(values: Tensor) -> None:
     """Raise InvalidInputError where one of many values is NaN or infinite: their sum is then, too."""
-    if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):  # sums may run over
+    if not math.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):  # sums may run over
         raise InvalidInputError("the data lead to NaN or infinite activations: check the inputs")
 
 

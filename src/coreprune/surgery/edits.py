@@ -170,13 +170,11 @@ def constant(weight: Tensor, reader: Reader, offset: Tensor, units: int) -> Tens
     t = offset.to(weight.device)
     entries = places(reader.weight.positions(units).ravel(), weight.device)
     rows = weight.detach().movedim((reader.outputs, reader.weight.axis), (0, 1))
-    result = t.new_empty(rows.shape[0])
-    step = max(1, CHUNK // max(1, math.prod(rows.shape[1:])))
-    for low in range(0, rows.shape[0], step):
-        piece = selected(rows[low : low + step], 1, entries).to(t.dtype)
-        each = piece.reshape(piece.shape[0], t.numel(), -1)
-        result[low : low + step] = (each.sum(2) if each.shape[2] > 1 else each[:, :, 0]) @ t
-    return result * reader.sign
+    result = []
+    for piece in rows.split(max(1, CHUNK // max(1, math.prod(rows.shape[1:])))):
+        each = selected(piece, 1, entries).to(t.dtype).reshape(len(piece), t.numel(), -1)
+        result.append((each.sum(2) if each.shape[2] > 1 else each[:, :, 0]) @ t)
+    return torch.cat(result) * reader.sign if len(result) > 1 else result[0] * reader.sign
 
 
 # ---------------------------------------------------------------- one tensor
