@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ def _fed(
     feed = captured.feed(tensors, arguments)
     for i, (name, value) in enumerate(zip(holders, feed, strict=True)):
         if isinstance(value, Tensor):
-            moved = value.detach().to(device)
+            moved = (value.detach() if value.requires_grad else value).to(device)
             feed[i] = moved.clone() if name in changed else moved
     return feed
 
@@ -259,10 +260,15 @@ class _Runner(fx.Interpreter):
 
     def advance(self, node: fx.Node) -> Any:
         """The value of the next node; what it was the last to use is freed."""
-        self.env[node] = result = self.run_node(node)
+        self.env[node] = result = next(self.args_iter) if node.op == "placeholder" else self.run_node(node)
         for last in self.user_to_last_uses.get(node, ()):
             del self.env[last]
         return result
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of a node."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return getattr(self, n.op)(n.target, args, kwargs)
 
     def _within(self, node: fx.Node) -> bool:
         """Whether a tap is at the node or in a graph that it runs."""
@@ -282,12 +288,14 @@ class _Runner(fx.Interpreter):
             seen = self._how.hook(tap, new.get(tap.operand, self.env[operand])) if self._how.hook else None
             if seen is not None:
                 new[tap.operand] = seen
-        found = fx.map_arg((n.args, n.kwargs), lambda a: new[a.name] if a.name in new else self.env[a])
-        return mapped(lambda a: self._how.device if isinstance(a, torch.device) else a, found)
+        args, kwargs = fx.map_arg((n.args, n.kwargs), lambda a: new[a.name] if a.name in new else self.env[a])
+        if any(isinstance(a, torch.device) for a in (*args, *kwargs.values())):
+            return mapped(lambda a: self._how.device if isinstance(a, torch.device) else a, (args, kwargs))
+        return args, kwargs
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """One operator; what only asserts is left out."""
-        name = str(target)
+        name = _name(target)
         if name.startswith(_ASSERTS):
             return None
         bodies = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
@@ -311,6 +319,11 @@ class _Runner(fx.Interpreter):
             args = _as_many(self._at, args)
         mixed = product(target, args)
         return super().call_function(target, args, kwargs) if mixed is None else mixed
+
+
+@cache
+def _name(target: Any) -> str:
+    return str(target)
 
 
 def _located(graph: fx.GraphModule, taps: Iterable[Tap]) -> dict[fx.Node, list[Tap]]:

@@ -121,20 +121,22 @@ class Reading:
 
 
 def beside(readings: Sequence[Reading]) -> list[Reading]:
-    """Readers of one site, M and energy of all worked out at once where they are small and have weights of one shape.
-
-    Args:
-        readings: of one number of entries.
-    """
-    first = readings[0]
-    size, few = first.mean.numel(), sum(reading.outgoing.numel() for reading in readings) <= _CHUNK
-    alike = all(r.outgoing.shape == first.outgoing.shape and r.mean.dtype == first.mean.dtype for r in readings)
-    if len(readings) == 1 or not (alike and few) or size > WIDE or isinstance(first.covariance, LowRank):
-        return list(readings)
-    W = torch.stack([reading.outgoing for reading in readings]).to(first.mean.dtype).reshape(len(readings), -1, size)
-    M = mirrored(W.mT @ W)
-    energies = (M * torch.stack([cast("Tensor", reading.covariance) for reading in readings])).sum((1, 2)).tolist()
-    return [replace(r, known=known) for r, known in zip(readings, zip(M.unbind(), energies), strict=True)]
+    """Readers of one site, M and energy worked out at once of those that are small and have weights of one shape."""
+    alike: dict[object, list[int]] = {}
+    for i, reading in enumerate(readings):
+        small = reading.mean.numel() < WIDE and isinstance(reading.covariance, Tensor)
+        kind = (reading.outgoing.shape, reading.outgoing.dtype, reading.mean.dtype)
+        alike.setdefault(kind if small and reading.outgoing.numel() <= _CHUNK // len(readings) else i, []).append(i)
+    found = list(readings)
+    for group in alike.values():
+        if len(group) > 1:
+            mean = readings[group[0]].mean
+            W = torch.stack([readings[i].outgoing for i in group]).to(mean.dtype).reshape(len(group), -1, mean.numel())
+            M = mirrored(W.mT @ W)
+            energies = (M * torch.stack([cast("Tensor", readings[i].covariance) for i in group])).sum((1, 2)).tolist()
+            for i, known in zip(group, zip(M.unbind(), energies, strict=True), strict=True):
+                found[i] = replace(readings[i], known=known)
+    return found
 
 
 def weighed(reading: Reading, M: Tensor) -> Reading:

@@ -58,7 +58,7 @@ def discover(model: nn.Module, example_inputs: Tensor | None = None) -> Inspecti
     """
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"a torch.nn.Module was expected, but this is a {type(model).__name__}: pass the model")
-    steps = [_step(model, node) for node in _chain(model)]
+    steps = [_step(model, node) for node in _chain(model, whole=example_inputs is None)]
     before = next((i for i, step in enumerate(steps) if step.kind == "linear"), len(steps))
     strange = any(
         step.kind == "other" or step.activation not in {None, activation("identity")} for step in steps[:before]
@@ -105,11 +105,29 @@ def _mixing(model: nn.Module) -> list[str]:
     ]
 
 
-def _chain(model: nn.Module) -> list[fx.Node]:
-    """The nodes of the forward pass, which must follow each other one by one."""
+class _Begun(fx.Tracer):
+    """Goes no further than a layer with parameters, as a convolution, that comes before any Linear one."""
+
+    begun = False
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """One module."""
+        self.begun |= type(m) is nn.Linear
+        layer = self.is_leaf_module(m, self.path_of_module(m)) and next(m.parameters(recurse=False), None) is not None
+        if layer and not self.begun:
+            raise UnsupportedModelError(f"it begins with a {type(m).__name__}")
+        return super().call_module(m, forward, args, kwargs)
+
+
+def _chain(model: nn.Module, *, whole: bool) -> list[fx.Node]:
+    """The nodes of the forward pass, which must follow each other one by one.
+
+    Args:
+        model: the model. whole: otherwise a model that does not begin with a Linear layer is not looked at further.
+    """
     try:
         with untouched(model):
-            graph = fx.Tracer().trace(model)
+            graph = (fx.Tracer() if whole else _Begun()).trace(model)
     except Exception as error:
         raise UnsupportedModelError(
             f"the forward pass of {type(model).__name__} cannot be traced ({first_line(error)}): "

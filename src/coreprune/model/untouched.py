@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ __all__ = ["drawing", "evaluating", "holding", "sparing", "untouched"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+#: whose content is put back
+_CONTAINERS = frozenset({dict, list, set, OrderedDict})
 #: what `holding` looks after
 _TENSORS = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 
@@ -67,21 +70,36 @@ class evaluating(untouched):  # noqa: N801
             module.training = False
 
 
+class _Held(NamedTuple):
+    buffer: Tensor
+    writes: int
+    value: Tensor
+
+
+#: what buffers held when the outermost of functions that spare them began, by id
+_spared: ContextVar[dict[int, _Held]] = ContextVar("_spared", default={})  # noqa: B039
+
+
 def sparing(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
     """The function of models, after which their buffers hold what they held: a model's code may write into them."""
 
     @wraps(function)
     def spared(model: nn.Module, /, *args: P.args, **kwargs: P.kwargs) -> T:
         models = [one for one in (model, *args) if isinstance(one, nn.Module)]
-        buffers = [buffer for one in models for buffer in one.buffers() if not nn.parameter.is_lazy(buffer)]
-        before = [(buffer, _writes(buffer), buffer.clone()) for buffer in buffers]
+        around, before = _spared.get(), {}
+        for buffer in (b for one in models for b in one.buffers() if not nn.parameter.is_lazy(b)):
+            known = around.get(id(buffer))
+            same = known is not None and known.writes == _writes(buffer) >= 0
+            before[id(buffer)] = known if known and same else _Held(buffer, _writes(buffer), buffer.clone())
+        token = _spared.set({**around, **before})
         try:
             return function(model, *args, **kwargs)
         finally:
+            _spared.reset(token)
             with torch.no_grad():
-                for buffer, writes, value in before:
-                    if _writes(buffer) != writes:
-                        buffer.copy_(value)
+                for held in before.values():
+                    if _writes(held.buffer) != held.writes:
+                        held.buffer.copy_(held.value)
 
     return spared
 
@@ -145,7 +163,7 @@ def drawing(seed: int, tensors: Iterable[Tensor]) -> Iterator[None]:
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
     """A module's own attributes, with what is in those that are containers."""
     return {
-        name: (value, value.copy() if type(value) in {dict, list, set, OrderedDict} else None)
+        name: (value, value.copy() if type(value) in _CONTAINERS else None)
         for name, value in vars(module).items()
         if name not in _TENSORS
     }

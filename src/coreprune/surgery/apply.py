@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,10 @@ Holder = tuple[nn.Module, str]
 def spared_copy(model: nn.Module, names: Iterable[str]) -> nn.Module:
     """A deep copy of a module that shares, instead of copies, the tensors named: those are about to be replaced."""
     own = tensors_of(model)
-    return copy.deepcopy(model, {id(own[name]): own[name] for name in names if name in own})
+    known: dict[int, Any] = {id(own[name]): own[name] for name in names if name in own}
+    for module in model.modules():  # which have many, mostly empty, and copying them step by step takes long
+        known |= {id(table): OrderedDict() for table in vars(module).values() if type(table) is OrderedDict and not table}
+    return copy.deepcopy(model, known)
 
 
 def ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
