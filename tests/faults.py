@@ -653,7 +653,7 @@ FAULTS = [
         """),
     *_of("plan.py", "tests/engine/test_turning.py", rows="""
         Plan.edits | constants are those of weights that have not turned
-        cut.reading(dense)
-        cut.reading(tensors)
+        reading(self.cuts, dense)
+        reading(self.cuts, tensors)
         """),
 ]  # fmt: skip

@@ -6,7 +6,7 @@ edits, and the same list cuts a live module, a state dict or a file.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,12 @@ from coreprune.io.checkpoint import read_tensors, write_tensors
 from coreprune.io.directory import new_directory
 from coreprune.io.sidecar import read_json, write_json
 from coreprune.maths.layer import Coreset, Thin
-from coreprune.model.site import Location, Shape, Site
+from coreprune.model.site import Location, Reader, Shape, Site
 from coreprune.model.text import table
 from coreprune.surgery.edits import Add, Edit, Mix, Take, constant, edited
 from coreprune.surgery.mixing import Mask
 
-__all__ = ["Cut", "Made", "Plan"]
+__all__ = ["Cut", "Made", "Plan", "reading"]
 
 FORMAT = 1
 
@@ -80,20 +80,8 @@ class Cut:
         return [*self.reading(tensors), *self.owning(tensors, made)]
 
     def reading(self, tensors: Mapping[str, Tensor]) -> list[Edit]:
-        """What becomes of the readers: constants go into their biases, and what is left of the units is mixed."""
-        edits: list[Edit] = []
-        units = self.site.units
-        for reader, coreset in zip(self.site.readers, self.coresets, strict=True):
-            if coreset.offset is not None and reader.bias:
-                vector = constant(tensors[reader.weight.tensor], reader, coreset.offset, units)
-                edits.append(Add(reader.bias, vector))
-            else:
-                assert coreset.offset is None or not bool(coreset.offset.any()), f"{self.site.name} takes no constant"
-            if isinstance(coreset.mix, Tensor) and coreset.mix.dim() == 1 and bool((coreset.mix == 1).all()):
-                edits.append(Take(reader.weight, self.kept, units))
-            else:
-                edits.append(Mix(reader.weight, coreset.mix, self.kept, units, reader.block))
-        return edits
+        """What becomes of the readers: see `reading`."""
+        return reading([self], tensors)
 
     def owning(self, tensors: Collection[str], made: Collection[str] = ()) -> list[Edit]:
         """What becomes of all else that the units own: writers, biases, norms.
@@ -114,6 +102,35 @@ class Cut:
             places = site.bias.entries(site.units)[self.kept.cpu()].flatten() if there else None
             edits.append(Add(site.bias.tensor, first.shift.repeat_interleave(site.bias.span), places))
         return edits
+
+
+def reading(cuts: Iterable[Cut], tensors: Mapping[str, Tensor]) -> list[Edit]:
+    """What becomes of the readers: constants go into their biases, and what is left of the units is mixed.
+
+    Args:
+        cuts: of which several may have the same readers.
+        tensors: the dense network's, by name; only the readers' weights are read.
+    """
+    constants: dict[tuple[Any, ...], list[tuple[Reader, Tensor, int]]] = {}
+    edits: list[Edit] = []
+    for cut in cuts:
+        units = cut.site.units
+        for reader, coreset in zip(cut.site.readers, cut.coresets, strict=True):
+            at, offset = reader.weight, coreset.offset
+            if offset is not None and reader.bias:
+                key = reader.bias, reader.sign, reader.outputs, at.tensor, at.axis, at.span // reader.block, offset.dtype
+                constants.setdefault(key, []).append((reader, offset, units))
+            else:
+                assert offset is None or not bool(offset.any()), f"{cut.site.name} takes no constant"
+            if isinstance(coreset.mix, Tensor) and coreset.mix.dim() == 1 and bool((coreset.mix == 1).all()):
+                edits.append(Take(at, cut.kept, units))
+            else:
+                edits.append(Mix(at, coreset.mix, cut.kept, units, reader.block))
+    found: list[Edit] = []
+    for parts in constants.values():
+        readers, offsets, units_of = zip(*parts, strict=True)
+        found.append(Add(readers[0].bias, constant(tensors[readers[0].weight.tensor], readers, offsets, units_of)))
+    return [*found, *edits]
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,7 +172,7 @@ class Plan:
         weights = {reader.weight.tensor for reader, coreset in pairs if coreset.offset is not None}
         moved = {name: vector for name, vector in self.shifts.items() if name in weights}
         dense = replace(self, shifts=moved).shifted(tensors) if moved else tensors
-        edits = [edit for cut in self.cuts for edit in cut.reading(dense)]
+        edits = reading(self.cuts, dense)
         made = {edit.tensor for edit in edits if isinstance(edit, Add)}
         return [*shifts, *edits, *(edit for cut in self.cuts for edit in cut.owning(tensors, made))]
 

@@ -262,7 +262,7 @@ def test_constant_is_the_reader_applied_to_a_constant(shape, at, units, block, o
         values = [t[j * block + b] * rows.select(axis, lie[j][b * share + r]).sum() for j, b, r in where]
         expected.append(sign * float(sum(values)))
     reader = Reader(at, "b", sign, block, outputs)
-    assert constant(weight, reader, t, units).tolist() == pytest.approx(expected, rel=1e-12)
+    assert constant(weight, [reader], [t], [units]).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_edited_leaves_its_input_alone_and_returns_only_what_changed():

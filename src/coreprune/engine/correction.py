@@ -26,7 +26,7 @@ from coreprune.engine.probes import by_shape
 from coreprune.engine.runner import run
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection
-from coreprune.plan import Cut, Made
+from coreprune.plan import Cut, Made, reading
 from coreprune.surgery.edits import Take, edited
 
 __all__ = ["as_cut", "corrections"]
@@ -102,7 +102,7 @@ def as_cut(cuts: Sequence[Cut], tensors: Mapping[str, Tensor]) -> dict[str, Tens
     Returns:
         The weights of all readers, and the biases that take up constants.
     """
-    small = edited([edit for cut in cuts for edit in cut.reading(tensors)], tensors)
+    small = edited(reading(cuts, tensors), tensors)
     left: dict[tuple[str, int], Tensor] = {}
     for cut in cuts:
         for reader in cut.site.readers:

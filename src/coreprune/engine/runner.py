@@ -18,11 +18,13 @@ from coreprune.engine.norms import Norms, normalised, normalises
 from coreprune.engine.precision import product
 from coreprune.engine.schedule import ends_of, scheduled, written_into
 from coreprune.model.capture import Arguments, Captured
+from coreprune.model.shapes import shaped
 from coreprune.model.site import Tap
 
 __all__ = ["Hook", "Part", "Steps", "asserts", "part_between", "run"]
 
 _GROUPED = {f"aten.conv{axes}d.{kind}" for axes in (1, 2, 3) for kind in ("default", "padding")}
+_QUICK = {"aten.batch_norm.default", "aten.conv2d.default", "aten.cat.default"}
 _ASSERTS = ("aten._assert", "aten.sym_constrain")
 _SIZED = ("aten.view.", "aten.reshape.", "aten._unsafe_view.", "aten.expand.")
 #: gets a tap and what its node gets, and returns what the node is to get instead, if anything
@@ -301,12 +303,8 @@ class _Runner(fx.Interpreter):
         bodies = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
         if bodies and name.startswith("wrap_with"):  # a block under no_grad, or under autocast
             return _Runner(args[bodies[0]], self._how).go(args[bodies[0] + 1 :])
-        if (
-            self._how.device.type == "meta"
-            and name == "aten.batch_norm.default"
-            and args[0].shape[1:2] == args[3].shape
-        ):
-            return torch.empty_like(args[0])  # PyTorch takes many steps to say so
+        if self._how.device.type == "meta" and name in _QUICK and not kwargs:
+            return shaped(target, args)
         if self._how.forced and normalises(target):
             whole = name.startswith("aten.batch_norm")
             if not (whole and args[5]) and args[3] is not None:

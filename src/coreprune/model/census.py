@@ -159,6 +159,7 @@ class _Census:
         ]
         self.places = [place for _, place in sorted(places)]
         self.starts = np.array([start for start, _ in sorted(places)], dtype=np.int64)
+        self.at = {(name, a): self.of[ids] for name, axes in walk.axes.items() for a, ids in enumerate(axes)}
         self.read: dict[Place, list[Read]] = {}
         for read in walk.reads:
             self.read.setdefault(self._place(int(read.weight[0])), []).append(read)
@@ -166,6 +167,7 @@ class _Census:
         self.free = np.zeros(self.count, dtype=bool)
         self.attended = self._marked(walk.attended)
         self.gated = self._marked(walk.gated)
+        self.experts = {read.source for read in walk.reads if read.what == "experts"}
 
     def _marked(self, parts: Sequence[Ids]) -> Ids:
         marked = np.zeros(self.count, dtype=bool)
@@ -214,7 +216,7 @@ class _Census:
         signature = np.zeros(self.count, dtype=np.uint64)
         reads, owns = np.zeros(self.count, dtype=bool), np.zeros(self.count, dtype=bool)
         for place in self.places:
-            classes, role = self.of[self._labels(place)], self._roles(place)
+            classes, role = self.at[place], self._roles(place)
             keys = random.integers(1, 2**63, 2, dtype=np.uint64)
             np.add.at(signature, classes, np.where(role, keys[1], keys[0]))
             reads[classes[role]] = True
@@ -236,7 +238,7 @@ class _Census:
         for i, group in enumerate(groups):
             first[group] = i
         for place in self.places:
-            for i in np.unique(first[self.of[self._labels(place)]]).tolist():
+            for i in np.unique(first[self.at[place]]).tolist():
                 if i >= 0:
                     self.homes.setdefault(int(groups[i][0]), []).append(place)
         return groups
@@ -245,16 +247,16 @@ class _Census:
         rank = np.full(self.count, -1, dtype=np.int64)
         rank[classes] = np.arange(classes.size)
         homes = self.homes[int(classes[0])]
-        reading = {p for p in homes if self._roles(p)[rank[self.of[self._labels(p)]] >= 0].all()}
+        reading = {p for p in homes if p in self.read and self._roles(p)[rank[self.at[p]] >= 0].all()}
         own = [p for p in homes if p not in reading]
         making = set(own)
         makers = [p for p in self.made if p in making]
         first = makers[0] if makers else own[0]
-        seen = rank[self.of[self._labels(first)]]  # number the units as they stand there
+        seen = rank[self.at[first]]  # number the units as they stand there
         positions = np.full(classes.size, seen.size)
         np.minimum.at(positions, seen[seen >= 0], np.flatnonzero(seen >= 0))
         rank[classes[np.argsort(positions, kind="stable")]] = np.arange(classes.size)
-        located = {p: _locations(p, rank[self.of[self._labels(p)]], classes.size, whole=False) for p in own}
+        located = {p: _locations(p, rank[self.at[p]], classes.size, whole=False) for p in own}
         bias = self.made[first][0].bias if makers else ""
         incoming, *rest = located.pop(first)
         at_bias, *more = located.pop((bias, 0), [Location("", 0)])
@@ -274,13 +276,13 @@ class _Census:
         )
         made = []
         for place in makers:
-            at = _locations(place, rank[self.of[self._labels(place)]], classes.size, whole=True)[0]
+            at = _locations(place, rank[self.at[place]], classes.size, whole=True)[0]
             made.append(Maker(at, self.made[place][0].bias, self.made[place][0].norm))
         return site, tuple(taps for _, taps in readers), tuple(made)
 
     def _reader(self, place: Place, rank: Ids, units: int) -> tuple[Reader, tuple[Tap, ...]]:
         labels = self._labels(place)
-        at = _locations(place, rank[self.of[labels]], units, whole=True)[0]
+        at = _locations(place, rank[self.at[place]], units, whole=True)[0]
         entries = at.positions(units)
         reads = self.read[place]
         if len(reads) > 1:
@@ -320,10 +322,10 @@ class _Census:
         sizes = self.walk.axes[first[0]]
         if self.attended[one]:
             return "heads"
-        if any(read.what == "experts" and read.source == first[0] for read in self.walk.reads):
+        if first[0] in self.experts:
             return "experts"
         spatial = any(len(self.walk.axes[p[0]]) > 2 for p in makers)
-        twice = int(np.isin(self.of[self._labels(first)], classes).sum()) > classes.size
+        twice = int(np.isin(self.at[first], classes).sum()) > classes.size
         if self.gated[one] and not spatial and (len(makers) == 2 or (len(makers) == 1 and twice)):
             return "gated"
         if len(makers) > 1 and not (self.gated[one] and len(makers) == 2):
@@ -346,7 +348,7 @@ class _Census:
         """Every map whose outputs stay, and why."""
         result: dict[str, Refusal] = {}
         for place in self.made:
-            of = self.of[self._labels(place)]
+            of = self.at[place]
             stay = [one for one in dict.fromkeys(of.tolist()) if not self.free[one]]
             if stay:
                 reason = next((self.frozen[one] for one in stay if one in self.frozen), "nothing reads its units")

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from coreprune.model.shapes import shaped
 from coreprune.model.tensors import tensors_of
 from coreprune.model.untouched import holding, untouched
 
@@ -28,10 +29,6 @@ __all__ = ["Shapes", "recorded"]
 _aten = torch.ops.aten
 #: an operator and its arguments, from the arguments of a function
 _Call = tuple[Any, tuple[Any, ...]]
-
-
-#: what they give is as what they are given
-_SHAPELESS = {_aten.relu.default, _aten.sigmoid.default, _aten.silu.default, _aten.gelu.default, _aten.hardtanh.default}
 
 
 class _Unknown(Exception):  # noqa: N818
@@ -146,8 +143,8 @@ _FUNCTIONS: dict[Any, Callable[..., _Call]] = {
     F.linear: _same(_aten.linear.default),
     F.avg_pool2d: _same(_aten.avg_pool2d.default),
 }
-#: those of them that give what they are given, and take many steps on shapes
-_QUICK = {F.batch_norm, F.relu, F.silu, F.hardswish, F.hardsigmoid}
+#: those of them that take many steps on shapes
+_QUICK = {F.batch_norm, F.relu, F.silu, F.hardswish, F.hardsigmoid, torch.conv2d, torch.cat}
 #: methods that ask a tensor for something that is no tensor, beside its attributes
 _ASKING = {Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.__len__, Tensor.is_floating_point}
 _WEIGHTED = {_aten.conv2d.default, _aten.linear.default}
@@ -250,7 +247,7 @@ class _Recorder(TorchFunctionMode):
         nodes = tuple(self._nodes(value) for value in trimmed)
         if operator in _WEIGHTED and nodes[1].name not in self.weights:
             raise _Unknown  # a weight that is computed
-        result = _shaped(operator, trimmed)
+        result = shaped(operator, trimmed)
         self._noted("call_function", operator, nodes, operator.overloadpacket.__name__, result)
         return result
 
@@ -275,19 +272,8 @@ class Shapes(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _QUICK and args and isinstance(args[0], Tensor) and args[0].is_meta:
             operator, given = _FUNCTIONS[func](*args, **kwargs)
-            return given[0] if operator.overloadpacket.__name__.endswith("_") else _shaped(operator, given)
+            return given[0] if operator.overloadpacket.__name__.endswith("_") else shaped(operator, given)
         return func(*args, **kwargs)
-
-
-def _shaped(operator: Any, args: Sequence[Any]) -> Any:
-    """What an operator gives on shapes; for a BatchNorm that fits and an activation without PyTorch's many steps."""
-    if operator in _SHAPELESS and args[0].is_floating_point():
-        return torch.empty_like(args[0])
-    if operator is _aten.batch_norm.default and args[0].dim() > 1 and args[0].dtype == torch.float32:
-        given = [value for value in args[1:5] if value is not None]
-        if all(v.dtype == torch.float32 and v.shape == args[0].shape[1:2] for v in given):
-            return torch.empty_like(args[0])
-    return operator(*args)
 
 
 def _trimmed(operator: Any, args: Sequence[Any]) -> Iterator[Any]:

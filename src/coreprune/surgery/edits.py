@@ -155,26 +155,28 @@ def edited(
     return {name: _carried_out(name, many, tensors, dtype, known) for name, many in lists.items()}
 
 
-def constant(weight: Tensor, reader: Reader, offset: Tensor, units: int) -> Tensor:
-    """What constant units add to the output of their reader: ± Σ_j W_ij t_j, over all entries and kernel positions.
+def constant(weight: Tensor, readers: Sequence[Reader], offsets: Sequence[Tensor], units: Sequence[int]) -> Tensor:
+    """What constant units add to the output of a map that reads them: ± Σ_j W_ij t_j, over all entries and positions.
 
     Args:
-        weight: the reader's weight, of the dense network.
-        reader: where the units and the outputs lie in it, and the sign.
-        offset: t, (n·block,).
-        units: n.
+        weight: the map's, of the dense network.
+        readers: where the units and the outputs lie in it, and the sign: of several sites, if it reads several, that
+            agree but for where their units lie.
+        offsets: t of each, (n·block,).
+        units: n of each.
 
     Returns:
-        (p,), in the precision of `offset`.
+        (p,), in the precision of the offsets.
     """
-    t = offset.to(weight.device)
-    entries = places(reader.weight.positions(units).ravel(), weight.device)
-    rows = weight.detach().movedim((reader.outputs, reader.weight.axis), (0, 1))
+    t = (torch.cat(list(offsets)) if len(offsets) > 1 else offsets[0]).to(weight.device)
+    first, at = readers[0], [reader.weight.positions(n).ravel() for reader, n in zip(readers, units, strict=True)]
+    entries = places(np.concatenate(at), weight.device)
+    rows = weight.detach().movedim((first.outputs, first.weight.axis), (0, 1))
     result = []
     for piece in rows.split(max(1, CHUNK // max(1, math.prod(rows.shape[1:])))):
         each = selected(piece, 1, entries).to(t.dtype).reshape(len(piece), t.numel(), -1)
         result.append((each.sum(2) if each.shape[2] > 1 else each[:, :, 0]) @ t)
-    return torch.cat(result) * reader.sign if len(result) > 1 else result[0] * reader.sign
+    return torch.cat(result) * first.sign
 
 
 # ---------------------------------------------------------------- one tensor
