@@ -21,7 +21,7 @@ from coreprune.maths.layer import Thin
 from coreprune.maths.reweight import RIDGE
 from coreprune.maths.select import Path, greedy
 
-__all__ = ["LowRank", "about_zero", "changed", "forward", "replacement", "residual"]
+__all__ = ["LowRank", "about_zero", "changed", "forward", "fixed", "replacement", "residual", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,17 @@ def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor | Thin) -> float:
     V[:, both[:, 1]] -= W[:, both[:, 0]]
     own[kept] = _squares(V)
     return float(through.square().sum() + own @ G.rest)
+
+
+def rows_of(T: Tensor, at: Tensor) -> Tensor:
+    """Rows of several matrices, (…, m, k), each its own: `at` has their indices, (…, m)."""
+    return T.gather(-2, at[..., None].expand(*at.shape, T.shape[-1]))
+
+
+def fixed(T: Tensor, kept: Tensor) -> bool:
+    """Whether each kept unit stands for itself, in all T of (…, n, k), which have kept units of their own, (…, k)."""
+    rows = rows_of(T, kept)
+    return torch.equal(rows, torch.eye(T.shape[-1], dtype=T.dtype, device=T.device).expand_as(rows))
 
 
 def changed(T: Tensor, kept: Tensor) -> Tensor:

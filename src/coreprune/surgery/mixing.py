@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coreprune.maths.layer import Thin
-from coreprune.maths.lowrank import changed
+from coreprune.maths.lowrank import fixed, rows_of
 from coreprune.model.site import Ids, Location
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Layout", "Mixing", "Where", "places", "selected"]
 
+#: entries of a matrix up to which several of one size are mixed with together
+TOGETHER = 2**16
 Where = slice | Tensor
 Mask = NDArray[np.bool_]
 
@@ -42,7 +44,8 @@ class _Part(NamedTuple):
     """One location's share of what is mixed.
 
     Attributes:
-        matrix: T, or its rows for the units that go, or the factors of the units that stay.
+        matrix: T, or its rows for the units that go, of several edits beside each other, (edits, …, k); or the factors
+            of the units that stay.
         source: positions of what it combines.
         goal: positions of the result.
         own: positions of what is added to the combination: the units that stay, where each stands for itself.
@@ -86,10 +89,11 @@ class Mixing:
                 units, matrix = matrix.left.T @ units.reshape(len(matrix.left), -1), matrix.right
             if matrix.dim() == 1:
                 product = units.reshape(matrix.numel(), -1, *rest) * matrix.reshape(-1, *[1] * units.dim())
-            elif own is None:
-                product = matrix.T @ units.reshape(matrix.shape[0], -1)
             else:
-                product = torch.addmm(own.reshape(matrix.shape[1], -1), matrix.T, units.reshape(len(matrix), -1))
+                matrix = matrix.reshape(-1, *matrix.shape[-2:])
+                units = units.reshape(*matrix.shape[:2], -1)
+                owned = None if own is None else own.reshape(len(matrix), matrix.shape[2], -1)
+                product = matrix.mT @ units if owned is None else torch.baddbmm(owned, matrix.mT, units)
             _put(new, part.goal, product.reshape(-1, *rest))
 
 
@@ -136,24 +140,14 @@ class Layout:
         found = []
         for edit in edits:
             entries, places = self._entries(edit.at, edit.of, there), edit.places
-            goal = entries[places].ravel()
-            found.append((edit, entries, places, goal))
+            goal = entries[places]
+            found.append(_Placed(edit, entries, places, goal))
             left[entries], mixed[entries] = False, True
             left[goal] = True
         self.slots = np.flatnonzero(left)
         after = self._positions()
         rest = self.slots[~mixed[self.slots]]
-        parts = []
-        for edit, entries, places, goal in found:
-            matrix, source, own = edit.matrix, goal if edit.matrix.dim() == 1 else entries.ravel(), None
-            if matrix.dim() == 2:
-                kept = (places[:, None] * edit.block + np.arange(edit.block)).ravel()
-                gone = matrix.gone if isinstance(matrix, Thin) else changed(matrix, torch.from_numpy(kept).to(device))
-                if len(gone) and len(gone) + len(kept) == matrix.shape[0]:  # a unit that stays stands for itself
-                    each = source.reshape(matrix.shape[0], -1)
-                    matrix = matrix if isinstance(matrix, Thin) else matrix[gone]
-                    source, own = each[gone.cpu().numpy()].ravel(), runs(before[each[kept].ravel()], device)
-            parts.append(_Part(matrix.to(device), runs(before[source], device), runs(after[goal], device), own))
+        parts = [_part(many, before, after, device) for many in _alike(found)]
         return Mixing(self.slots.size, (runs(before[rest], device), runs(after[rest], device)), tuple(parts))
 
     def _left(self) -> Mask:
@@ -175,6 +169,52 @@ class Layout:
         assert there[entries].all(), f"an edit changes entries of {at.tensor} that are gone"
         self._touched[entries] = True
         return entries
+
+
+class _Placed(NamedTuple):
+    """An edit with the dense entries of its units, (n, span), which units' places it fills, and their entries."""
+
+    edit: Mix
+    entries: Ids
+    places: Ids
+    goal: Ids
+
+
+def _alike(found: Sequence[_Placed]) -> Iterable[Sequence[_Placed]]:
+    """Those that are carried out together: with written out matrices of one size, unless these are large."""
+    groups: dict[object, list[_Placed]] = {}
+    for i, one in enumerate(found):
+        T = one.edit.matrix
+        small = isinstance(T, Tensor) and T.dim() == 2 and T.numel() <= TOGETHER
+        kind = (T.shape, T.dtype, one.edit.block, one.entries.shape)
+        groups.setdefault(kind if small else i, []).append(one)
+    return groups.values()
+
+
+def _part(many: Sequence[_Placed], before: Ids, after: Ids, device: torch.device) -> _Part:
+    """What is to be done for edits that are alike."""
+    edit, goal = many[0].edit, np.concatenate([one.goal.ravel() for one in many])
+    put, T = runs(after[goal], device), edit.matrix
+    if T.dim() == 1:
+        return _Part(T.to(device), runs(before[goal], device), put)
+    kept = np.stack([(one.places[:, None] * edit.block + np.arange(edit.block)).ravel() for one in many])
+    each = np.stack([one.entries.reshape(T.shape[0], -1) for one in many])
+    if isinstance(T, Thin):
+        gone = T.gone.cpu().numpy()[None]
+        alone = 0 < gone.size == T.shape[0] - kept.size
+    else:
+        T = cast("Tensor", T)[None] if len(many) == 1 else torch.stack([cast("Tensor", one.edit.matrix) for one in many])
+        alone = kept.shape[1] < T.shape[1] and fixed(T, torch.from_numpy(kept).to(T.device))
+        if alone:
+            mask = np.ones(each.shape[:2], dtype=bool)
+            np.put_along_axis(mask, kept, False, 1)
+            gone = mask.nonzero()[1].reshape(len(many), -1)
+            T = rows_of(T, torch.from_numpy(gone).to(T.device))
+    if not alone:
+        return _Part(T.to(device), runs(before[each.ravel()], device), put)
+    # a unit that stays stands for itself
+    own, source = (np.take_along_axis(each, at[:, :, None], 1).ravel() for at in (kept, gone))
+    return _Part(T.to(device), runs(before[source], device), put, runs(before[own], device))
 
 
 def straight(positions: Ids) -> slice | Ids:
