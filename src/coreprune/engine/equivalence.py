@@ -9,7 +9,7 @@ is rounded to the stored precision: what is left is a few units in the last plac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import Double, wide
 from coreprune.engine.masking import reconstructed, tapped
-from coreprune.engine.probes import crops, fits, misfit, synthesise
+from coreprune.engine.probes import crops, fits, keeps_precision, misfit, synthesise
 from coreprune.engine.runner import run
 from coreprune.errors import CorepruneError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
@@ -37,6 +37,8 @@ __all__ = ["check", "require"]
 
 SEED = 20190704
 TOLERANCE = 1e-9
+#: entries of all tensors that stay, up to which they are widened at once
+FEW = 2**24
 
 
 @sparing
@@ -116,17 +118,27 @@ def _difference(
 ) -> float:
     """The comparison of one graph: see `check`."""
 
-    def masked(arguments: Arguments) -> list[Any]:
-        with drawing(SEED, dense.values()), Double() as double:
-            return run(captured, dense, arguments, taps=[tap for tap, _ in pairs], hook=_hook(pairs, double))
+    def masked(arguments: Arguments, double: Double | None) -> list[Any]:
+        taps, hook = [tap for tap, _ in pairs], _hook(pairs, double)
+        with drawing(SEED, dense.values()), double or nullcontext():
+            return run(captured, dense, arguments, taps=taps, hook=hook, widened=double is None)
 
     module = small_model.get_submodule(captured.path)
     one = 1 if not captured.path and fits(captured, 1) else None
+    rest = {name: tensor for name, tensor in tensors_of(small_model).items() if name not in tensors64}
+    by_itself = not captured.path and keeps_precision(captured) and sum(t.numel() for t in rest.values()) <= FEW
 
     def compared(arguments: Arguments) -> tuple[float, bool]:
-        outputs = masked(_copied(arguments))
+        if by_itself:  # given numbers of double precision the code computes in it, unless it asks for another
+            with suppress(Exception):
+                outputs = masked(_copied(arguments), None)
+                with _replaced(small_model, {**{name: wide(tensor) for name, tensor in rest.items()}, **tensors64}):
+                    difference = _distance(outputs, _live(module, arguments, None))
+                if difference <= TOLERANCE:
+                    return difference, all(_finite(value) for value in outputs)
+        outputs = masked(_copied(arguments), Double())
         with _replaced(small_model, tensors64):
-            return _distance(outputs, _live(module, arguments)), all(_finite(value) for value in outputs)
+            return _distance(outputs, _live(module, arguments, Double())), all(_finite(value) for value in outputs)
 
     smaller = list(crops(captured))
     if smaller and misfit(module, captured) is None:
@@ -153,7 +165,7 @@ def _difference(
             return difference
         reason = first_line(failure if isinstance(error, CorepruneError) else error)
         raise UnsupportedModelError(f"the cut network does not run: {reason}; nothing was changed") from failure
-    return _distance(masked(_copied(own)), small)
+    return _distance(masked(_copied(own), Double()), small)
 
 
 # ---------------------------------------------------------------- whose fault it is
@@ -218,13 +230,13 @@ def _coresets(found: Inspection, plan: Plan) -> list[tuple[Tap, Coreset]]:
     return pairs
 
 
-def _hook(pairs: Sequence[tuple[Tap, Coreset]], double: Double) -> Callable[[Tap, Tensor], Tensor]:
+def _hook(pairs: Sequence[tuple[Tap, Coreset]], double: Double | None) -> Callable[[Tap, Tensor], Tensor]:
     of = {id(tap): coreset for tap, coreset in pairs}
     made: list[Tensor] = []  # the last one, which the next tap of its operand gets
 
     def hook(tap: Tap, value: Tensor) -> Tensor:
         own = any(value is one for one in made)
-        with double.paused():  # what it does is of double precision by itself
+        with double.paused() if double else nullcontext():  # what it does is of double precision by itself
             made[:] = [reconstructed(wide(value), tap, of[id(tap)], own=own)]
         return made[0]
 
@@ -247,9 +259,9 @@ def _replaced(model: nn.Module, tensors64: Mapping[str, Tensor]) -> Iterator[Non
         yield
 
 
-def _live(module: nn.Module, arguments: Arguments) -> list[Any]:
+def _live(module: nn.Module, arguments: Arguments, double: Double | None) -> list[Any]:
     args, kwargs = _copied(arguments)
-    with drawing(SEED, module.parameters()), Double():
+    with drawing(SEED, module.parameters()), double or nullcontext():
         return pytree.tree_leaves(module(*args, **kwargs))
 
 

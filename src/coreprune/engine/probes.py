@@ -17,7 +17,7 @@ from coreprune.model.record import Shapes
 from coreprune.model.tensors import tensors_of
 from coreprune.model.untouched import holding
 
-__all__ = ["batch_size", "by_shape", "crops", "fits", "fitting", "given", "halved", "misfit", "on_meta", "predicting",
+__all__ = ["batch_size", "by_shape", "crops", "fits", "fitting", "given", "halved", "keeps_precision", "misfit", "on_meta", "predicting",
            "predicts", "synthesise", "token_tables"]  # fmt: skip
 
 #: side of an image from which a smaller one may stand for it
@@ -65,6 +65,11 @@ def by_shape(captured: Captured) -> bool:
     """Whether no operator of a graph holds a width or the size of an image: see `_BY_SHAPE`."""
     operators = [str(n.target).split(".") for n in captured.graph.graph.nodes if n.op not in {"placeholder", "output"}]
     return not captured.constants and all(o[0] == "aten" and o[1].rstrip("_") in _BY_SHAPE for o in operators)
+
+
+def keeps_precision(captured: Captured) -> bool:
+    """Whether a graph computes in the precision of what it is given: its operators are of `_BY_SHAPE`, and ask for none."""
+    return by_shape(captured) and not any("dtype" in node.kwargs for node in captured.graph.graph.nodes)
 
 
 def crops(captured: Captured, parts: Sequence[int] = (4, 2)) -> Iterator[Captured]:

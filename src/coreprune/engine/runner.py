@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from coreprune.engine.double import mapped, written
+from coreprune.engine.double import mapped, wide, written
 from coreprune.engine.norms import Norms, normalised, normalises
 from coreprune.engine.precision import product
 from coreprune.engine.schedule import ends_of, scheduled, written_into
@@ -42,6 +42,7 @@ def run(
     norms: Norms | None = None,
     complete: bool = True,
     grad: bool = False,
+    widened: bool = False,
 ) -> list[Any]:
     """Run a captured graph, and return its outputs, flattened.
 
@@ -59,9 +60,10 @@ def run(
         norms: of this graph, takes in these statistics.
         complete: False stops behind the last tap and the last of `norms`, and returns nothing.
         grad: whether gradients can be asked for afterwards, of what `hook` makes require them.
+        widened: whether every node gets its operands in double precision.
     """
     at = _located(captured.graph, taps)
-    how = _How(at, hook, _device(captured, tensors, arguments), batch_statistics, norms)
+    how = _How(at, hook, _device(captured, tensors, arguments), batch_statistics, norms, widened)
     with torch.set_grad_enabled(grad):
         outputs = _Runner(captured.graph, how).go(_fed(captured, tensors, arguments, how.device), complete=complete)
     return pytree.tree_leaves(outputs) if complete else []
@@ -239,6 +241,7 @@ class _How(NamedTuple):
     device: torch.device
     forced: bool
     norms: Norms | None
+    widened: bool = False
 
 
 class _Runner(fx.Interpreter):
@@ -291,6 +294,8 @@ class _Runner(fx.Interpreter):
             if seen is not None:
                 new[tap.operand] = seen
         args, kwargs = fx.map_arg((n.args, n.kwargs), lambda a: new[a.name] if a.name in new else self.env[a])
+        if self._how.widened:
+            args, kwargs = mapped(wide, (args, kwargs))
         if any(isinstance(a, torch.device) for a in (*args, *kwargs.values())):
             return mapped(lambda a: self._how.device if isinstance(a, torch.device) else a, (args, kwargs))
         return args, kwargs
