@@ -561,7 +561,7 @@ class Sized(nn.Module):
 @pytest.mark.parametrize("how,sides", [("free", {32}), ("fixed", {128}), ("branch", {32, 128})])
 def test_smaller_images_stand_for_large_ones_where_the_code_takes_them(how, sides, monkeypatch):
     seen, old = set(), equivalence._live
-    monkeypatch.setattr(equivalence, "_live", lambda m, a: seen.add(a[0][0].shape[-1]) or old(m, a))
+    monkeypatch.setattr(equivalence, "_live", lambda m, a, d: seen.add(a[0][0].shape[-1]) or old(m, a, d))
     torch.manual_seed(0)
     model, x = Sized(how).eval(), torch.randn(2, 3, 128, 128)
     assert cp.prune(model, x, units={"a": 5}).model.a.out_channels == 5

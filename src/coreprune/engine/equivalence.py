@@ -37,7 +37,7 @@ __all__ = ["check", "require"]
 
 SEED = 20190704
 TOLERANCE = 1e-9
-#: entries of all tensors that stay, up to which they are widened at once
+#: entries of all tensors up to which they are widened at once
 FEW = 2**24
 
 
@@ -126,7 +126,8 @@ def _difference(
     module = small_model.get_submodule(captured.path)
     one = 1 if not captured.path and fits(captured, 1) else None
     rest = {name: tensor for name, tensor in tensors_of(small_model).items() if name not in tensors64}
-    by_itself = not captured.path and keeps_precision(captured) and sum(t.numel() for t in rest.values()) <= FEW
+    few = sum(tensor.numel() for tensor in dense.values()) <= FEW
+    by_itself = few and not captured.path and keeps_precision(captured)
 
     def compared(arguments: Arguments) -> tuple[float, bool]:
         if by_itself:  # given numbers of double precision the code computes in it, unless it asks for another
