@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from coreprune.maths.layer import Thin
+from coreprune.maths.products import product
 from coreprune.maths.reweight import RIDGE
 from coreprune.maths.select import Path, greedy
 
@@ -101,7 +102,7 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block
         R = Z_best.T @ Z_best
         R.diagonal().add_(d[best])
         Y = torch.addmm(columns.index_select(0, best) * d[best, None], Z_best.T, P)
-        chosen, gains = greedy(R, Y @ Y.T, step, torch.zeros_like(d[best]))
+        chosen, gains = greedy(R, product(Y, Y), step, torch.zeros_like(d[best]))
         if chosen.numel() == 0:  # nothing is left that any output sees: fill up by index
             chosen = best.argsort()[:step]
             gains = d.new_zeros(chosen.numel())

@@ -34,6 +34,7 @@ from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import backwards, completed, goes_forward, replaced, select, varying
 from coreprune.maths.layer import Coreset, Layer, Thin
 from coreprune.maths.lowrank import LowRank
+from coreprune.maths.products import product
 from coreprune.maths.propagate import Law
 from coreprune.maths.reading import Reading, inner, root
 from coreprune.maths.reweight import RIDGE, solve
@@ -202,7 +203,7 @@ def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[flo
         at = lowrank.changed(T, entries)
         T, M, own = T.index_select(1, at), _between(M, at, at), G.index_select(1, at)
         X, own, inner = own.index_select(2, entries), own.index_select(2, at), _between(G, entries, entries)
-        explained = _inners(M @ T, 2 * X - T @ inner)
+        explained = _inners(_times(M, T), 2 * X - _times(T, inner))
         found += ((_inners(M, own) - explained).clamp(min=0) + outside).tolist()
     return found
 
@@ -314,6 +315,11 @@ def _pooled_thin(readings: Sequence[Reading]) -> tuple[Tensor, LowRank, Tensor]:
         weights.append(reading.matrix / share**0.5)
     G = LowRank(torch.cat(factors, 1), torch.stack(rests).sum(0))
     return torch.zeros_like(readings[0].mean), G, torch.cat(weights)
+
+
+def _times(A: Tensor, B: Tensor) -> Tensor:
+    """A B of each, (R, …, …)."""
+    return product(A[0], B[0].T.contiguous())[None] if len(A) == 1 else A @ B
 
 
 def _between(A: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

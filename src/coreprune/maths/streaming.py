@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from coreprune.errors import InvalidInputError
+from coreprune.maths.products import product, quick
 
 __all__ = ["Stream", "add_squared", "finite", "mirrored", "squared"]
 
@@ -102,17 +104,27 @@ def squared(A: Tensor) -> Tensor:
     return mirrored(result)
 
 
-def add_squared(total: Tensor, A: Tensor, *, beta: int = 1) -> None:
+def add_squared(total: Tensor, A: Tensor, *, beta: Literal[0, 1] = 1) -> None:
     """β·total + AᵀA into `total`, (n, n), all but the blocks below the diagonal, for which see `mirrored`."""
     n = A.shape[1]
-    if n < WIDE:
-        total.addmm_(A.T, A, beta=beta)
+    if n < WIDE or (n < 2 * WIDE and quick(A.T, A.T)):
+        _add_product(total, A, A, beta)
         return
     half = n // 2
     left, right = A[:, :half], A[:, half:]
     add_squared(total[:half, :half], left, beta=beta)
     add_squared(total[half:, half:], right, beta=beta)
-    total[:half, half:].addmm_(left.T, right, beta=beta)
+    _add_product(total[:half, half:], left, right, beta)
+
+
+def _add_product(total: Tensor, A: Tensor, B: Tensor, beta: Literal[0, 1]) -> None:
+    """β·total + AᵀB into `total`."""
+    if not quick(A.T, B.T):
+        total.addmm_(A.T, B, beta=beta)
+    elif beta:
+        total.add_(product(A.T, B.T))
+    else:
+        total.copy_(product(A.T, B.T))
 
 
 def mirrored(total: Tensor) -> Tensor:
