@@ -18,6 +18,7 @@ Source: 01-maths §3; Hassibi & Stork 1993; greedy column subset selection, Fara
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,7 +201,8 @@ def greedy(R: Tensor, A: Tensor, size: int, floor: Tensor | None = None) -> tupl
 
     Sweeping unit j out takes R to R − l lᵀ, l = R_j / √R_jj, and Y to Y − g lᵀ, g = Y_j / √R_jj; so A = YᵀY
     goes to A − u lᵀ − l uᵀ with u = A_j / √R_jj − ½ γ l, γ = A_jj / R_jj. Rows of R and A are brought up to date
-    only when they are needed. Too small and too sequential for a device: it runs on the host in float64.
+    only when they are needed. Too small and too sequential for a device: it runs on the host, rows in the precision of
+    R, and what is left of the diagonals in float64.
 
     Args:
         R: residual covariance of the candidates, or H, (m, m).
@@ -212,10 +214,10 @@ def greedy(R: Tensor, A: Tensor, size: int, floor: Tensor | None = None) -> tupl
         Chosen candidates in order, and A_jj / R_jj of each.
     """
     m, worst = R.shape[0], np.inf if floor is None else -np.inf
-    r, a = R.double().cpu().numpy(), A.double().cpu().numpy()
-    variance, energy = r.diagonal().copy(), a.diagonal().copy()
+    r, a = R.cpu().numpy(), A.cpu().numpy()
+    variance, energy = r.diagonal().astype(float), a.diagonal().astype(float)
     low = np.zeros(m) if floor is None else floor.double().cpu().numpy()
-    both, crossed = np.zeros((2 * size, m)), np.zeros((2 * size, m))  # rows l and u in turn, and u and l
+    both, crossed = np.zeros((2, 2 * size, m), dtype=r.dtype)  # rows l and u in turn, and u and l
     gamma = np.zeros(size)
     chosen: list[int] = []
     for i in range(min(size, m)):
@@ -225,11 +227,11 @@ def greedy(R: Tensor, A: Tensor, size: int, floor: Tensor | None = None) -> tupl
             break
         known, one = both[: 2 * i], both[: 2 * i : 2]
         row, line = r[j] - one[:, j] @ one, a[j] - crossed[: 2 * i, j] @ known
-        root = np.sqrt(max(row[j], low[j], 1e-300))
+        root = math.sqrt(max(row[j], low[j], 1e-300))
         row /= root
         line /= root
-        gamma[i] = max(line[j] / root, 0.0)
-        line -= (0.5 * gamma[i]) * row
+        gamma[i] = max(float(line[j]) / root, 0.0)
+        line -= row * (0.5 * float(gamma[i]))
         both[2 * i], both[2 * i + 1] = row, line
         crossed[2 * i], crossed[2 * i + 1] = line, row
         variance -= row * row

@@ -107,11 +107,11 @@ def squared(A: Tensor) -> Tensor:
 def add_squared(total: Tensor, A: Tensor, *, beta: Literal[0, 1] = 1) -> None:
     """β·total + AᵀA into `total`, (n, n), all but the blocks below the diagonal, for which see `mirrored`."""
     n = A.shape[1]
-    if n < WIDE or (n < 2 * WIDE and quick(A.T, A.T)):
-        _add_product(total, A, A, beta)
-        return
     half = n // 2
     left, right = A[:, :half], A[:, half:]
+    if n < WIDE or (n < 2 * WIDE and quick(A.T, A.T) and not quick(left.T, left.T)):
+        _add_product(total, A, A, beta)
+        return
     add_squared(total[:half, :half], left, beta=beta)
     add_squared(total[half:, half:], right, beta=beta)
     _add_product(total[:half, half:], left, right, beta)
