@@ -55,9 +55,10 @@ class LowRank:
         """D G D for factors D on the units, (n,)."""
         return LowRank(self.factor * scale[:, None], self.rest * scale.square())
 
-    def energy(self, W: Tensor) -> float:
-        """E‖W h‖² of centred units, tr W G Wᵀ, for W of shape (p, n)."""
-        return float((W @ self.factor).square().sum() + _squares(W) @ self.rest)
+    def energy(self, W: Tensor, squares: Tensor | None = None) -> float:
+        """E‖W h‖² of centred units, tr W G Wᵀ, for W of shape (p, n), with ‖W_j‖² of every column where it is known."""
+        squares = _squares(W) if squares is None else squares
+        return float((W @ self.factor).square().sum() + squares @ self.rest)
 
 
 def about_zero(covariance: Tensor | LowRank, mean: Tensor) -> Tensor | LowRank:
@@ -67,7 +68,15 @@ def about_zero(covariance: Tensor | LowRank, mean: Tensor) -> Tensor | LowRank:
     return covariance + torch.outer(mean, mean)
 
 
-def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block: int | None = None) -> Path:
+def forward(
+    G: LowRank,
+    W: Tensor,
+    k: int,
+    *,
+    ridge: float | Tensor = 0.0,
+    block: int | None = None,
+    squares: Tensor | None = None,
+) -> Path:
     """Add k units, the best one first, as `coreprune.maths.select.forward` does for Y = W G.
 
     Args:
@@ -76,6 +85,7 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block
         k: units to keep.
         ridge: added to d, one number or one for each unit.
         block: units added between two updates of the rest; default k/8, held between 16 and 256.
+        squares: ‖W_j‖² of every column, (n,), where it is known.
 
     Returns:
         The path, without a factor.
@@ -86,7 +96,7 @@ def forward(G: LowRank, W: Tensor, k: int, *, ridge: float | Tensor = 0.0, block
         [0]
     """
     d, block = G.rest + ridge, block or min(max(16, k // 8), 256)
-    own, free = _squares(W), d > 0
+    own, free = _squares(W) if squares is None else squares, d > 0
     columns = W.T.contiguous()  # which are gathered many times
     Z = G.factor.T.contiguous()
     P = Z @ W.T  # samples lie along rows here and below, as thin matrices are best multiplied from the left
@@ -128,14 +138,25 @@ def replacement(G: LowRank, kept: Tensor, ridge: float | None = None) -> Thin:
     return Thin(gone, G.factor[gone], torch.cholesky_solve(weighted.T, _core(G.factor[kept], safe)))
 
 
-def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor | Thin) -> float:
-    """Tr W Cov(e) Wᵀ, e = h − T h_S, for any T, (n, k): what of e is common, and what is each unit's own."""
+def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor | Thin, squares: Tensor | None = None) -> float:
+    """Tr W Cov(e) Wᵀ, e = h − T h_S, for any T, (n, k): what of e is common, and what is each unit's own.
+
+    Args:
+        G: of h. W: (p, n). kept: S. T: T. squares: ‖W_j‖² of every column, (n,), where it is known.
+    """
     explained = T @ G.factor[kept]
-    at = T.gone if isinstance(T, Thin) else changed(T, kept)
+    if isinstance(T, Thin):  # W is large, and read once
+        off, left = torch.zeros_like(G.factor), T.left.new_zeros(len(W.T), T.left.shape[1])
+        off[T.gone], left[T.gone] = (G.factor - explained)[T.gone], T.left
+        through, V = (W @ torch.cat([off, left], 1)).split([off.shape[1], left.shape[1]], 1)
+        own = (_squares(W) if squares is None else squares).clone()
+        own[kept] = (T.right * (V.T @ V @ T.right)).sum(0)  # ‖V T.right‖², column by column
+        return float(through.square().sum() + own @ G.rest)
+    at = changed(T, kept)
     W = W[:, at]
     through = W @ (G.factor[at] - explained[at])
     own = torch.zeros_like(G.rest).index_copy_(0, at, _squares(W))
-    V = (W @ T.left) @ T.right if isinstance(T, Thin) else W @ T[at]
+    V = W @ T[at]
     both = (at[:, None] == kept).nonzero()  # kept units that do not stand for themselves
     V[:, both[:, 1]] -= W[:, both[:, 0]]
     own[kept] = _squares(V)

@@ -58,8 +58,8 @@ def pooled_energy(readings: Sequence[Reading]) -> float:
     if len({reading.block for reading in readings}) > 1:
         readings = [_by_unit(reading, reading.mean.numel() // reading.block) for reading in readings]
     if _thin(readings):
-        _, G, W = _pooled_thin(readings)
-        return max(G.energy(W), 1e-30)
+        _, G, W, squares = _pooled_thin(readings)
+        return max(G.energy(W, squares), 1e-30)
     return max(inner(*_pooled(readings)), 1e-30)
 
 
@@ -111,7 +111,7 @@ def _forward(W: Tensor, moments: Moments, keep: int | None, through: Tensor | No
     return select(Layer(G[:, :0], none, W, activation("identity"), 1.0, Law(moments)), keep, through)
 
 
-def _few(mean: Tensor, G: LowRank, W: Tensor, keep: int | None) -> Path:
+def _few(mean: Tensor, G: LowRank, W: Tensor, squares: Tensor, keep: int | None) -> Path:
     """`choose` where samples are few, without the units that do not vary."""
     variance = G.diagonal()
     live = variance > torch.finfo(variance.dtype).eps * mean.square()
@@ -120,9 +120,10 @@ def _few(mean: Tensor, G: LowRank, W: Tensor, keep: int | None) -> Path:
     if int(live.sum()) <= keep:
         order = torch.cat([live.nonzero()[:, 0], (~live).nonzero()[:, 0]])
         gains = variance.new_zeros(order.numel())
-        gains[max(int(live.sum()), 1) - 1] = G.energy(W)
+        gains[max(int(live.sum()), 1) - 1] = G.energy(W, squares)
         return Path(order[:keep].sort().values, order, gains)
-    return lowrank.forward(G.scaled(live.to(variance)), W, keep, ridge=RIDGE[variance.dtype] * variance * live)
+    ridge = RIDGE[variance.dtype] * variance * live
+    return lowrank.forward(G.scaled(live.to(variance)), W, keep, ridge=ridge, squares=squares)
 
 
 def kept_of(path: Path, units: int, keep: int) -> Tensor:
@@ -213,7 +214,7 @@ def _thin_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
     G, W = cast(LowRank, reading.covariance), reading.matrix
     thin = isinstance(coreset.mix, Thin) and reading.block == 1
     T = cast(Thin, coreset.mix).to(reading.mean.dtype) if thin else _written_out(coreset, reading, entries)
-    return lowrank.residual(G, W, entries, T) + _error_of_mean(reading, coreset, T, entries)
+    return lowrank.residual(G, W, entries, T, reading.squares) + _error_of_mean(reading, coreset, T, entries)
 
 
 def _narrow_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
@@ -302,19 +303,20 @@ def _pooled(readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
     return G, M
 
 
-def _pooled_thin(readings: Sequence[Reading]) -> tuple[Tensor, LowRank, Tensor]:
-    """The mean, G and W of the pooled problem."""
+def _pooled_thin(readings: Sequence[Reading]) -> tuple[Tensor, LowRank, Tensor, Tensor]:
+    """The mean, G and W of the pooled problem, and ‖W_j‖² of its columns."""
     if len(readings) == 1:
         G = readings[0].covariance
-        return readings[0].mean, cast(LowRank, G), readings[0].matrix
-    factors, rests, weights = [], [], []
+        return readings[0].mean, cast(LowRank, G), readings[0].matrix, readings[0].squares
+    factors, rests, weights, squares = [], [], [], []
     for reading, (scale, share) in zip(readings, _shares(readings), strict=True):
         one = cast(LowRank, reading.covariance)
         factors.append(one.factor / scale**0.5)
         rests.append(one.rest / scale)
         weights.append(reading.matrix / share**0.5)
+        squares.append(reading.squares / share)
     G = LowRank(torch.cat(factors, 1), torch.stack(rests).sum(0))
-    return torch.zeros_like(readings[0].mean), G, torch.cat(weights)
+    return torch.zeros_like(readings[0].mean), G, torch.cat(weights), torch.stack(squares).sum(0)
 
 
 def _times(A: Tensor, B: Tensor) -> Tensor:

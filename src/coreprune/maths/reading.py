@@ -94,7 +94,7 @@ class Reading:
         if self.known is not None:
             return self.known[1]
         if isinstance(G, LowRank):
-            return G.energy(self.matrix)
+            return G.energy(self.matrix, self.squares)
         return inner(self.matrix, self.through) if self.narrow else inner(self.gram, G)
 
     @cached_property
