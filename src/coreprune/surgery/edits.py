@@ -26,7 +26,7 @@ __all__ = ["Add", "Edit", "Mix", "Take", "constant", "edited"]
 #: Takes of whole axes → positions to select, and what the axis is like then
 Known = dict[tuple[Any, ...], tuple[slice | Ids, Layout]]
 
-CHUNK = 2**20  # entries that are computed on at a time
+CHUNK = 2**18  # entries that are computed on at a time
 
 
 @dataclass(frozen=True)
