@@ -19,6 +19,7 @@ from coreprune.engine.equivalence import require
 from coreprune.engine.feasible import discovered
 from coreprune.engine.inputs import Prior, check_prior, named
 from coreprune.engine.local import Progress
+from coreprune.engine.made import Made
 from coreprune.engine.measure import measured
 from coreprune.engine.outputs import Held
 from coreprune.engine.verify import Verification, certify
@@ -30,7 +31,7 @@ from coreprune.model.capture import Arguments, graded, rebuilt
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import check_marks, tensors_of
-from coreprune.plan import Made, Plan
+from coreprune.plan import Plan
 from coreprune.planning import decided, measured_outputs
 from coreprune.priors.data import Data
 from coreprune.priors.gaussian import Gaussian

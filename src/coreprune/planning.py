@@ -16,6 +16,7 @@ from coreprune.engine.imposed import imposed
 from coreprune.engine.inputs import Prior, forced, inputs, prior_of, settled
 from coreprune.engine.latency import arguments_of, fitted, with_table
 from coreprune.engine.local import Request, curves, decide
+from coreprune.engine.made import Made
 from coreprune.engine.network import Survey, decide_network, surveyed
 from coreprune.engine.norms import Norms
 from coreprune.engine.outputs import at_hand, compared, held_out
@@ -30,7 +31,7 @@ from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import marks_of, tensors_of
 from coreprune.model.untouched import drawing, sparing
-from coreprune.plan import Cut, Made, Plan
+from coreprune.plan import Cut, Plan
 from coreprune.priors.data import Data
 from coreprune.priors.filled import MaskFilled
 from coreprune.priors.gaussian import Gaussian

@@ -18,13 +18,14 @@ import coreprune as cp
 from coreprune.engine.correction import FEWEST, _small, as_cut, corrections
 from coreprune.engine.equivalence import check
 from coreprune.engine.inputs import inputs
+from coreprune.engine.made import Made
 from coreprune.engine.norms import Norms
 from coreprune.engine.runner import run
 from coreprune.errors import CheckpointError, UnsupportedModelError
 from coreprune.maths.layer import Coreset
 from coreprune.model.discover import discover
 from coreprune.model.tensors import tensors_of
-from coreprune.plan import Cut, Made
+from coreprune.plan import Cut
 from coreprune.priors.gaussian import Gaussian
 from coreprune.surgery.edits import edited
 

@@ -15,12 +15,13 @@ import coreprune as cp
 from coreprune.engine import double, equivalence, masking
 from coreprune.engine.double import Double
 from coreprune.engine.equivalence import check, require
+from coreprune.engine.made import Made
 from coreprune.engine.masking import reconstructed
 from coreprune.errors import UnsupportedModelError
 from coreprune.maths.layer import Coreset, Thin
 from coreprune.model.capture import capture
 from coreprune.model.site import Inspection, Location, Reader, Site, Tap
-from coreprune.plan import Cut, Made, Plan
+from coreprune.plan import Cut, Plan
 from coreprune.surgery.edits import edited
 
 

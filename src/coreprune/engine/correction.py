@@ -21,12 +21,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from coreprune.engine.made import Made
 from coreprune.engine.norms import Norms
 from coreprune.engine.probes import by_shape
 from coreprune.engine.runner import run
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection
-from coreprune.plan import Cut, Made, reading
+from coreprune.plan import Cut, reading
 from coreprune.surgery.edits import Take, edited
 
 __all__ = ["as_cut", "corrections"]

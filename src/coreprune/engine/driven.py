@@ -22,6 +22,7 @@ from coreprune.clock import Clock
 from coreprune.engine.correction import corrections
 from coreprune.engine.inputs import Prior
 from coreprune.engine.local import Progress, Request
+from coreprune.engine.made import Made
 from coreprune.engine.network import Survey, decide_network
 from coreprune.engine.outputs import MEASURES, Held, Outputs, compared, held_out
 from coreprune.engine.probes import token_tables
@@ -29,7 +30,6 @@ from coreprune.engine.shares import ROUNDS, Balance
 from coreprune.errors import InvalidInputError
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.site import Inspection
-from coreprune.plan import Made
 from coreprune.surgery.apply import install, spared_copy
 from coreprune.surgery.attributes import follow
 

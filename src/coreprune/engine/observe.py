@@ -238,13 +238,11 @@ def moments(
             complete=False,
         )
     into.clear()
-    done = {}
+    done: dict[Any, Observed] = {}
     for alike in list(seen):  # a stream is as large as what comes of it
         typical = usual.pop(alike).observed() if alike in usual else None
-        every_one = seen.pop(alike).observed()
-        done |= {alike[0]: replace(every_one, typical=typical)} if len(alike) == 1 else dict(
-            zip(alike, every_one.apart(), strict=True)
-        )
+        found = replace(seen.pop(alike).observed(), typical=typical)
+        done |= zip(alike, [found] if len(alike) == 1 else found.apart(), strict=True)
     return [done[key] for key in keys]
 
 

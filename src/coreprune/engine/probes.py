@@ -17,8 +17,22 @@ from coreprune.model.record import Shapes
 from coreprune.model.tensors import tensors_of
 from coreprune.model.untouched import holding
 
-__all__ = ["batch_size", "by_shape", "crops", "fits", "fitting", "given", "halved", "keeps_precision", "misfit", "on_meta", "predicting",
-           "predicts", "synthesise", "token_tables"]  # fmt: skip
+__all__ = [
+    "batch_size",
+    "by_shape",
+    "crops",
+    "fits",
+    "fitting",
+    "given",
+    "halved",
+    "keeps_precision",
+    "misfit",
+    "on_meta",
+    "predicting",
+    "predicts",
+    "synthesise",
+    "token_tables",
+]
 
 #: side of an image from which a smaller one may stand for it
 LARGE = 128
@@ -68,7 +82,7 @@ def by_shape(captured: Captured) -> bool:
 
 
 def keeps_precision(captured: Captured) -> bool:
-    """Whether a graph computes in the precision of what it is given: its operators are of `_BY_SHAPE`, and ask for none."""
+    """Whether a graph computes in the precision of what it is given, since none of its operators has one of its own."""
     return by_shape(captured) and not any("dtype" in node.kwargs for node in captured.graph.graph.nodes)
 
 

@@ -22,7 +22,7 @@ from coreprune.maths.products import product
 from coreprune.maths.reweight import RIDGE
 from coreprune.maths.select import Path, greedy
 
-__all__ = ["LowRank", "about_zero", "changed", "forward", "fixed", "replacement", "residual", "rows_of"]
+__all__ = ["LowRank", "about_zero", "changed", "fixed", "forward", "replacement", "residual", "rows_of"]
 
 
 @dataclass(frozen=True)

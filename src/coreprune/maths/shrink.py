@@ -70,10 +70,10 @@ def _inverse(variance: Tensor) -> Tensor:
 def _intensity(square: Tensor, variance: Tensor, count: Tensor) -> Tensor:
     """ρ, at most 1, from tr S²; 0 where there is nothing to shrink."""
     p = (variance > 0).sum(-1).cpu().numpy().astype(float)  # and tr S, as the diagonal is 1
-    few, square = 2 / np.maximum(p, 1), square.double().cpu().numpy()
-    spread = square - p
+    few, total = 2 / np.maximum(p, 1), square.double().cpu().numpy()
+    spread = total - p
     clear = (p >= 2) & (spread > 0)
-    rho = ((1 - few) * square + p**2) / ((count.cpu().numpy() + 1 - few) * np.where(clear, spread, 1.0))
+    rho = ((1 - few) * total + p**2) / ((count.cpu().numpy() + 1 - few) * np.where(clear, spread, 1.0))
     return torch.as_tensor(np.where(clear, np.minimum(rho, 1.0), 0.0))
 
 

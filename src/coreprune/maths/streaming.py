@@ -18,7 +18,7 @@ WIDE = 256
 
 
 class Stream:
-    """Running mean and covariance of vectors that come in batches (Chan, Golub & LeVeque 1983), or several side by side.
+    """Running mean and covariance of vectors that come in batches (Chan, Golub & LeVeque 1983), or of several at once.
 
     Example:
         >>> stream = Stream(2)
@@ -28,7 +28,7 @@ class Stream:
     """
 
     def __init__(self, features: int, *beside: int) -> None:
-        """Start with nothing seen; vectors have `features` entries, and lie in axes of these sizes beside each other."""
+        """Start with nothing seen; vectors have `features` entries, and of several lie in axes of sizes `beside`."""
         self.count, self.features = 0, features
         self._mean = torch.zeros(*beside, features, dtype=torch.float64)
         self._scatter: Tensor | None = None

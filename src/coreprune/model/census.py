@@ -15,7 +15,7 @@ from coreprune.maths.activation import Activation, activation
 from coreprune.model.activations import of_aten
 from coreprune.model.axes import Ids, Value
 from coreprune.model.capture import Captured
-from coreprune.model.site import Location, Maker, Reader, Refusal, Site, Tap
+from coreprune.model.site import Location, Maker, Reader, Refusal, Site, Tap, locations_of
 from coreprune.model.walk import Read, Walk, norm_behind, shape_of, trace
 
 __all__ = ["Found", "find"]
@@ -256,7 +256,7 @@ class _Census:
         positions = np.full(classes.size, seen.size)
         np.minimum.at(positions, seen[seen >= 0], np.flatnonzero(seen >= 0))
         rank[classes[np.argsort(positions, kind="stable")]] = np.arange(classes.size)
-        located = {p: _locations(p, rank[self.at[p]], classes.size, whole=False) for p in own}
+        located = {p: locations_of(p, rank[self.at[p]], classes.size, whole=False) for p in own}
         bias = self.made[first][0].bias if makers else ""
         incoming, *rest = located.pop(first)
         at_bias, *more = located.pop((bias, 0), [Location("", 0)])
@@ -276,13 +276,13 @@ class _Census:
         )
         made = []
         for place in makers:
-            at = _locations(place, rank[self.at[place]], classes.size, whole=True)[0]
+            at = locations_of(place, rank[self.at[place]], classes.size, whole=True)[0]
             made.append(Maker(at, self.made[place][0].bias, self.made[place][0].norm))
         return site, tuple(taps for _, taps in readers), tuple(made)
 
     def _reader(self, place: Place, rank: Ids, units: int) -> tuple[Reader, tuple[Tap, ...]]:
         labels = self._labels(place)
-        at = _locations(place, rank[self.at[place]], units, whole=True)[0]
+        at = locations_of(place, rank[self.at[place]], units, whole=True)[0]
         entries = at.positions(units)
         reads = self.read[place]
         if len(reads) > 1:
@@ -370,35 +370,3 @@ def _phi_behind(node: fx.Node) -> Activation:
         if not str(node.target).startswith("aten.batch_norm"):
             break
     return activation("identity")
-
-
-def _locations(place: Place, rank: Ids, units: int, *, whole: bool) -> list[Location]:
-    """Where the units' entries lie along one axis: as runs of equal steps if they do, entry by entry if not.
-
-    Args:
-        place: the axis.
-        rank: of every position the unit it belongs to, or −1.
-        units: how many there are, each with as many positions.
-        whole: give one location for all.
-    """
-    tensor, axis = place
-    positions = np.flatnonzero(rank >= 0)
-    if positions[-1] - positions[0] == units - 1 and bool((rank[positions] == np.arange(units)).all()):
-        return [Location(tensor, axis, int(positions[0]))]  # as nearly always
-    order = np.lexsort((positions, rank[positions]))
-    entries = positions[order].reshape(units, -1)
-    span = entries.shape[1]
-    pieces: list[Location] = []
-    at = 0
-    while at < span:
-        step = int(entries[1, at] - entries[0, at]) if units > 1 else span
-        expected = entries[0, at] + np.arange(units)[:, None] * step + np.arange(max(step, 1))
-        found = entries[:, at : at + max(step, 1)]
-        if step <= 0 or found.shape != expected.shape or not bool((found == expected).all()):
-            pieces = []
-            break
-        pieces.append(Location(tensor, axis, int(entries[0, at]), step))
-        at += step
-    if not pieces or (whole and len(pieces) > 1):
-        return [Location(tensor, axis, 0, span, tuple(int(e) for e in entries.ravel()))]
-    return pieces

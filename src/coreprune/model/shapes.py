@@ -59,7 +59,7 @@ def _convolved(
 ) -> Tensor | None:
     """A convolution of images."""
     fits = x.dim() == weight.dim() == 4 and x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
-    alike = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype and bias.shape == weight.shape[:1])
+    alike = x.dtype == weight.dtype and (bias is None or (bias.dtype == x.dtype and bias.shape == weight.shape[:1]))
     if not (fits and alike) or isinstance(padding, str):
         return None
     numbers = zip(x.shape[2:], weight.shape[2:], _two(stride), _two(padding), _two(dilation), strict=True)

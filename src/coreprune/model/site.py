@@ -15,7 +15,8 @@ from torch import Tensor
 from coreprune.maths.activation import Activation, activation
 from coreprune.model.capture import Captured
 
-__all__ = ["Inspection", "Location", "Maker", "Reader", "Refusal", "Site", "Tap", "parameters_after", "shapes_after"]
+__all__ = ["Ids", "Inspection", "Location", "Maker", "Reader", "Refusal", "Shape", "Site", "Tap", "locations_of",
+           "parameters_after", "shapes_after"]  # fmt: skip
 
 Shape = tuple[int, ...]
 Ids = NDArray[np.int64]
@@ -61,6 +62,42 @@ class Location:
     def from_json(cls, data: Mapping[str, Any]) -> Location:
         """The inverse of `dataclasses.asdict`."""
         return cls(**{**data, "order": tuple(data.get("order", ()))})
+
+
+def locations_of(place: tuple[str, int], rank: NDArray[Any], units: int, *, whole: bool) -> list[Location]:
+    """Where the units' entries lie along one axis: as runs of equal steps if they do, entry by entry if not.
+
+    Args:
+        place: a tensor and its axis.
+        rank: of every position the unit it belongs to, or −1.
+        units: how many there are, each with as many positions.
+        whole: give one location for all.
+
+    Example:
+        >>> locations_of(("w", 0), np.array([-1, 0, 0, 1, 1]), 2, whole=True)
+        [Location(tensor='w', axis=0, start=1, span=2, order=())]
+    """
+    tensor, axis = place
+    positions = np.flatnonzero(rank >= 0)
+    if positions[-1] - positions[0] == units - 1 and bool((rank[positions] == np.arange(units)).all()):
+        return [Location(tensor, axis, int(positions[0]))]  # as nearly always
+    order = np.lexsort((positions, rank[positions]))
+    entries = positions[order].reshape(units, -1)
+    span = entries.shape[1]
+    pieces: list[Location] = []
+    at = 0
+    while at < span:
+        step = int(entries[1, at] - entries[0, at]) if units > 1 else span
+        expected = entries[0, at] + np.arange(units)[:, None] * step + np.arange(max(step, 1))
+        found = entries[:, at : at + max(step, 1)]
+        if step <= 0 or found.shape != expected.shape or not bool((found == expected).all()):
+            pieces = []
+            break
+        pieces.append(Location(tensor, axis, int(entries[0, at]), step))
+        at += step
+    if not pieces or (whole and len(pieces) > 1):
+        return [Location(tensor, axis, 0, span, tuple(int(e) for e in entries.ravel()))]
+    return pieces
 
 
 @dataclass(frozen=True)

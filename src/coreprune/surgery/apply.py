@@ -23,7 +23,9 @@ def spared_copy(model: nn.Module, names: Iterable[str]) -> nn.Module:
     own = tensors_of(model)
     known: dict[int, Any] = {id(own[name]): own[name] for name in names if name in own}
     for module in model.modules():  # which have many, mostly empty, and copying them step by step takes long
-        known |= {id(table): OrderedDict() for table in vars(module).values() if type(table) is OrderedDict and not table}
+        known |= {
+            id(table): OrderedDict() for table in vars(module).values() if type(table) is OrderedDict and not table
+        }
     return copy.deepcopy(model, known)
 
 

@@ -203,7 +203,7 @@ def _part(many: Sequence[_Placed], before: Ids, after: Ids, device: torch.device
         gone = T.gone.cpu().numpy()[None]
         alone = 0 < gone.size == T.shape[0] - kept.size
     else:
-        T = cast("Tensor", T)[None] if len(many) == 1 else torch.stack([cast("Tensor", one.edit.matrix) for one in many])
+        T = T[None] if len(many) == 1 else torch.stack([cast("Tensor", one.edit.matrix) for one in many])
         alone = kept.shape[1] < T.shape[1] and fixed(T, torch.from_numpy(kept).to(T.device))
         if alone:
             mask = np.ones(each.shape[:2], dtype=bool)
