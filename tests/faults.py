@@ -95,9 +95,17 @@ CORRECTION = [
 
 FAULTS = [
     # ------------------------------------------------------------ moments
+    *_of("maths/products.py", "tests/maths/test_products.py", rows="""
+        product | what oneDNN gives is transposed
+        reshape(n, m).T
+        reshape(m, n)
+        quick | rows that lie apart in columns are taken for rows
+        A.stride(1) == B.stride(1) == 1
+        True
+        """),
     *_of("maths/streaming.py", "tests/maths/test_streaming.py", rows="""
         Stream.add | the scatter is about zero, not about the batch's mean
-        self._take(new - mean, mean)
+        self._take(new - mean[..., None, :], mean)
         self._take(new, mean)
         Stream._take | a batch moves the covariance as if it were alone
         (self.count * new / total, gap)
@@ -118,8 +126,8 @@ FAULTS = [
         torch.isfinite(values).all()
         ~torch.isnan(values).any()
         add_squared | one block off the diagonal is transposed
-        addmm_(left.T, right, beta=beta)
-        addmm_(right.T, left, beta=beta)
+        _add_product(total[:half, half:], left, right, beta)
+        _add_product(total[:half, half:], right, left, beta)
         add_squared | what is summed up in blocks on the diagonal begins anew with every batch
         add_squared(total[half:, half:], right, beta=beta)
         add_squared(total[half:, half:], right, beta=0)
@@ -244,6 +252,9 @@ FAULTS = [
         rest
         """),
     *_of("maths/reading.py", "tests/maths/test_readers.py", rows="""
+        beside | the first covariance is taken for all
+        readings[i].covariance
+        readings[group[0]].covariance
         Reading.spread | an energy about zero is taken for the spread
         self.about is None
         True
@@ -256,7 +267,7 @@ FAULTS = [
         m - T @ m[_entries(kept, b)] if reading.constant
         m if reading.constant
         errors | true of optimal weights alone
-        2 * X - T @ inner
+        2 * X - _times(T, inner)
         X
         _narrow_error | what stays as it is counts as changed
         inner(V, Y[:, at]) - inner(Z, VX[:, stays])
@@ -382,23 +393,23 @@ FAULTS = [
         """),
     # ------------------------------------------------------------ edits
     *_of("model/site.py", "tests/surgery/test_edits.py", rows="""
-        Location.entries | entries of several units interleave
-        self.start + units * self.span).reshape(units, self.span)
-        self.start + units * self.span).reshape(self.span, units).T
-        Location.entries | an order of its own is ignored
-        torch.tensor(self.order)
-        torch.tensor(sorted(self.order))
+        Location.positions | entries of several units interleave
+        each.reshape(units, self.span)
+        each.reshape(self.span, units).T
+        Location.positions | an order of its own is ignored
+        np.array(self.order)
+        np.array(sorted(self.order))
         """),
     *_of("surgery/edits.py", "tests/surgery/test_edits.py", rows="""
         Mix.places | new units take the first places
-        if self.indices is None else self.indices.cpu()
-        if True else self.indices
+        if self.indices is None:
+        if True:
         Add.__call__ | entries of the dense bias are taken for those that are left
-        self.entries if alive is None
-        self.entries if True
+        at if alive is None
+        at if True
         constant | the sign of the reader is forgotten
-        result * reader.sign
-        result
+        torch.cat(result) * first.sign
+        torch.cat(result)
         constant | one kernel position for their sum
         each.sum(2) if each.shape[2] > 1 else
         each[:, :, 0] if each.shape[2] > 1 else
@@ -408,26 +419,32 @@ FAULTS = [
         """),
     *_of("surgery/mixing.py", "tests/surgery/test_edits.py", rows="""
         Mixing.__call__ | units that stay no longer stand for themselves
-        torch.addmm(own.reshape(matrix.shape[1], -1), matrix.T
-        torch.addmm(0 * own.reshape(matrix.shape[1], -1), matrix.T
+        torch.baddbmm(owned, matrix.mT, units)
+        torch.baddbmm(0 * owned, matrix.mT, units)
         Mixing.__call__ | factors are left out
         * matrix.reshape(-1, *[1] * units.dim())
         (nothing)
         Mixing.__call__ | what is not mixed is not copied
         selected(old, 0, before))
         0 * selected(old, 0, before))
+        _part | units that go are those of the first matrix
+        mask.nonzero()[1].reshape(len(many), -1)
+        mask.nonzero()[1].reshape(len(many), -1)[:1].repeat(len(many), 0)
+        _part | one unit that stands for itself is enough
+        fixed(T, torch.from_numpy(kept).to(T.device))
+        True
         Layout.take | units are taken in ascending order whatever was asked
         source[goal] = entries[indices]
         source[goal] = goal
         Layout._entries | two edits may change the same entries
-        assert not bool(self._touched[entries].any())
+        assert not self._touched[entries].any()
         assert True
         Layout._entries | an edit may change what is gone
-        assert bool(there[entries].all())
+        assert there[entries].all()
         assert True
         """),
     *_of("plan.py", "tests/surgery/test_edits.py", "tests/test_plan.py", rows="""
-        Cut.reading | factors of kept units are taken for ones
+        reading | factors of kept units are taken for ones
         and coreset.mix.dim() == 1 and bool((coreset.mix == 1).all()):
         and coreset.mix.dim() == 1:
         Cut.owning | further owners of the units stay as they are
@@ -465,7 +482,7 @@ FAULTS = [
         """),
     *_of("model/untouched.py", "tests/model/test_sparing.py", rows="""
         sparing | what was written into stays
-        buffer.copy_(value)
+        held.buffer.copy_(held.value)
         pass
         sparing | the first model alone is looked after
         for one in (model, *args) if
@@ -481,6 +498,24 @@ FAULTS = [
         _misfit | what the last graph says is all
         (why for why in whys if why is not None)
         (why for why in list(whys)[-1:] if why is not None)
+        """),
+    *_of("engine/observe.py", "tests/engine/test_observe.py", rows="""
+        _beside | readers of one value see what the first one sees
+        torch.cat([reader[0].entries for reader in group.values()])
+        torch.cat([first[0].entries for reader in group.values()])
+        """),
+    *_of("engine/equivalence.py", "tests/engine/test_equivalence.py", rows="""
+        _difference | networks of any size are widened at once
+        by_itself = few and
+        by_itself = True and
+        """),
+    *_of("model/shapes.py", "tests/model/test_shapes.py", rows="""
+        _convolved | the last window is lost
+        // s + 1 if
+        // s if
+        _joined | sizes along other axes do not matter
+        r != rest[0]
+        False
         """),
     *_of("engine/equivalence.py", *EQUIVALENCE, rows="""
         require | a thousandth is taken for rounding
@@ -528,14 +563,14 @@ FAULTS = [
         reading.covariance.diagonal().double() * reading.squares.double()
         reading.covariance.diagonal().double()
         brought | the largest reader decides
-        each / each.sum().clamp(min=1e-300)
-        each
+        found / found.sum(1, keepdim=True).clamp(min=1e-300)
+        found
         massive | the smallest units are massive
-        energy.argsort(descending=True, stable=True)
-        energy.argsort(stable=True)
+        np.argsort(-known, kind="stable")
+        np.argsort(known, kind="stable")
         massive | a typical unit is the mean of all
-        typical = energy[order[few:]].mean()
-        typical = energy.mean()
+        known[order[few:]].mean()
+        known.mean()
         first_of | those of the path come first
         torch.cat([first, ranked, torch.arange(units, device=ranked.device)])
         torch.cat([ranked, first, torch.arange(units, device=ranked.device)])

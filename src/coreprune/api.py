@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from coreprune.clock import Clock
 from coreprune.engine.anew import anew, prior_again
@@ -27,7 +26,7 @@ from coreprune.errors import InvalidInputError
 from coreprune.garbage import searched_less
 from coreprune.io.configs import write_fields
 from coreprune.maths.domain import Ball, Box
-from coreprune.model.capture import Arguments, graded, rebuilt
+from coreprune.model.capture import Arguments, graded, rebuilt, rows_of
 from coreprune.model.discover import discover
 from coreprune.model.site import Inspection
 from coreprune.model.tensors import check_marks, tensors_of
@@ -397,5 +396,4 @@ def _told(batches: Iterable[Arguments], samples: int, progress: Progress | None)
         if progress:
             progress(min(done, samples), samples, "inputs")
         yield args, kwargs
-        first = next((v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()), None)
-        done += 1 if first is None else len(first)
+        done += rows_of((args, kwargs)) or 1

@@ -213,6 +213,15 @@ def test_reconstruction_is_the_formula(block, share, monkeypatch):
     assert torch.allclose(moved.T, got)
 
 
+def test_a_copy_of_ones_own_is_written_into():
+    value, tap = normal(5, 12).double(), Tap(0, "", "", 1, torch.arange(3, 9).reshape(6, 1, 1))
+    coreset = Coreset(torch.tensor([0, 2]), normal(6, 2, seed=1).double(), normal(6, seed=2).double())
+    before = value.clone()
+    expected = reconstructed(value, tap, coreset)
+    assert torch.equal(value, before)
+    assert reconstructed(value, tap, coreset, own=True) is value and torch.equal(value, expected)
+
+
 def test_one_matrix_for_every_entry_of_a_unit_and_one_weight_for_every_unit():
     kept, entries = torch.tensor([0, 2]), torch.arange(12).reshape(3, 2, 2)
     value, tap = normal(5, 12).double(), Tap(0, "", "", 1, torch.arange(12).reshape(3, 2, 2))
@@ -589,3 +598,29 @@ def test_the_distance_is_that_of_the_worst_output_in_shares_of_its_own_largest_e
     assert distance([a, b], [a + torch.tensor([0.0, 0.5]), b - 2]) == pytest.approx(2 / 8)
     assert distance([b, a], [b - 2, a + torch.tensor([0.0, 0.5])]) == pytest.approx(2 / 8)
     assert distance([a], [a.clone()]) == 0.0
+
+
+class Casting(nn.Module):
+    """Wants one precision and no other, of which a graph that was captured in that precision knows nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.c((h if h.dtype == torch.float32 else h.half().to(h.dtype)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("casts", [False, True])
+def test_code_that_casts_is_run_again_where_everything_is_widened(casts, monkeypatch):
+    ways, old = [], equivalence._live
+    monkeypatch.setattr(equivalence, "_live", lambda m, a, d: ways.append(d is not None) or old(m, a, d))
+    torch.manual_seed(0)
+    model, x = (Casting() if casts else Sized()).eval(), torch.randn(2, 3, 8, 8)
+    cp.prune(model, x, units={"a": 5})
+    assert ways == ([False, True] if casts else [False])
+    ways.clear()
+    monkeypatch.setattr(equivalence, "FEW", 100)  # entries, and the network has more
+    cp.prune(model, x, units={"a": 5})
+    assert ways == [True]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -305,7 +307,7 @@ class TestMoments:
         agree(both, [first, second])
         agree(one, [first])
 
-    @pytest.mark.parametrize("features", [64, 65])
+    @pytest.mark.parametrize("features", [16, 17, 65])
     @pytest.mark.parametrize("mean", [0.0, 3e4])
     def test_large_means_cost_no_digits(self, features, mean):
         model = nn.Sequential(nn.Linear(features, 1))
@@ -313,7 +315,7 @@ class TestMoments:
         batches = [((normal(40, features, seed=s, shift=mean * (s + 1)),), {}) for s in range(3)]
         seen = moments([captured], tensors_of(model), [(tap_at(captured, "linear"),)], batches)[0]
         assert seen.covariance.dtype == seen.mean.dtype == torch.float64
-        wide = features > 64
+        wide = features > 16
         agree(seen, [a[0] for a, _ in batches], rtol=2e-7 if wide else 1e-10, off=1e-8 if wide else 0.0)
 
     def test_what_varies_within_batches_alone_is_exact_beside_a_large_mean(self):
@@ -481,3 +483,36 @@ class TestInputs:
         captured = capture(nn.Linear(3, 2).bfloat16(), torch.zeros(2, 3, dtype=torch.bfloat16))
         assert isinstance(captured, Captured)
         assert next(synthesise(captured, 1, 0))[0][0].dtype == torch.bfloat16
+
+
+class TestReadersOfOneValue:
+    """Several that see other entries of one value are observed together, and are each as if they were alone."""
+
+    def seen(self, parts, batches=2, **more):
+        model = nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 1))
+        captured = capture(model, torch.zeros(20, 3))
+        whole = tap_at(captured, "linear", 1)
+        taps = [replace(whole, entries=torch.tensor(part).reshape(-1, 1, 1)) for part in parts]
+        given = [((normal(20, 3, seed=s),), {}) for s in range(batches)]
+        hidden = torch.cat([model[:2](args[0]) for args, _ in given])
+        return moments([captured], tensors_of(model), [(tap,) for tap in taps], given, **more), hidden
+
+    @pytest.mark.parametrize("small", [1, 16])
+    def test_moments_are_those_of_their_own_entries(self, small, monkeypatch):
+        monkeypatch.setattr(observe, "SMALL", small)
+        parts = [[0, 1, 2], [3, 4, 5], [11, 2, 7], [3, 4, 5], [8, 9], [6, 7]]
+        found, hidden = self.seen(parts)
+        for part, observed in zip(parts, found, strict=True):
+            agree(observed, [hidden[:, part]], rtol=1e-6 if small == 1 else 1e-10, off=1e-6 if small == 1 else 0.0)
+        assert found[1] is found[3]  # which see the same
+
+    def test_one_pass_looks_at_each_value_once(self, monkeypatch):
+        looked = []
+        old = observe.samples
+        monkeypatch.setattr(observe, "samples", lambda *a: looked.append(1) or old(*a))
+        self.seen([[0, 1], [2, 3], [4, 5], [6]], batches=3)
+        assert len(looked) == 2 * 3  # those of two entries, and the one of one
+        looked.clear()
+        monkeypatch.setattr(observe, "BESIDE", 1)
+        self.seen([[0, 1], [2, 3], [4, 5], [6]], batches=3)
+        assert len(looked) == 4 * 3

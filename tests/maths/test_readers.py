@@ -15,9 +15,10 @@ from coreprune.maths.activation import activation
 from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import select
 from coreprune.maths.layer import Coreset, Layer
+from coreprune.maths.lowrank import LowRank
 from coreprune.maths.propagate import Law
 from coreprune.maths.readers import choose, errors, kept_of, replace_for
-from coreprune.maths.reading import Reading
+from coreprune.maths.reading import Reading, beside, weighed
 
 N = 400
 
@@ -307,3 +308,20 @@ def test_a_weight_too_large_for_one_piece_counts_whole(monkeypatch):
     monkeypatch.setattr(reading_module, "_CHUNK", 2 * 3 * 5)
     rows = W.reshape(-1, 5)
     torch.testing.assert_close(one.gram, sum(torch.outer(row, row) for row in rows))
+
+
+def test_readers_beside_each_other_weigh_as_each_alone():
+    """Some with weights of one shape, one of another shape, one of another precision, and one of low rank."""
+    hs, _, plain = some(6, 1, 4)
+    odd = reading(hs[0], normal(3, 6, seed=8))
+    half = replace(plain[1], outgoing=plain[1].outgoing.float())
+    thin = replace(plain[2], covariance=LowRank(normal(6, 2, seed=3), normal(6, seed=4).square()))
+    every = [plain[0], odd, half, plain[1], thin, plain[3]]
+    found = beside(every)
+    assert [one.known is not None for one in found] == [True, False, False, True, False, True]
+    for one, alone in zip(found, every, strict=True):
+        torch.testing.assert_close(one.gram, alone.gram, rtol=1e-12, atol=1e-12)
+        assert one.energy == pytest.approx(alone.energy, rel=1e-12)
+        assert torch.equal(one.gram, one.gram.T)
+    again = weighed(found[0], normal(6, 6, seed=9) @ normal(6, 6, seed=9).T)
+    assert not torch.allclose(again.gram, found[0].gram)

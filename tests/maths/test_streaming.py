@@ -157,3 +157,14 @@ def test_values_that_are_not_finite_are_refused_whatever_else_is_there(bad):
     finite(torch.tensor([1.0, -1.0]))
     with pytest.raises(InvalidInputError, match="NaN or infinite"):
         finite(torch.tensor([1.0, bad, 2.0]))
+
+
+def test_several_streams_beside_each_other_are_each_as_alone():
+    x = sample(60, 6).unflatten(1, (2, 3)).transpose(0, 1)  # two of three features
+    together = Stream(3, 2)
+    for batch in x.split([1, 40, 19], 1):
+        together.add(batch)
+    mean, covariance = together.moments()
+    for i in range(2):
+        alone = moments(x[i].split([1, 40, 19]), 3)
+        torch.testing.assert_close((mean[i], covariance[i]), alone, rtol=1e-12, atol=1e-12)

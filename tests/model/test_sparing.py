@@ -64,3 +64,22 @@ def test_buffers_are_put_back_where_it_fails_too_and_only_where_they_were_writte
         fails(model, other)
     assert unchanged(model) and unchanged(other)
     assert model.cache._version == 0  # which nobody wrote into
+
+
+def test_what_one_step_writes_is_gone_before_the_next():
+    """Of functions within each other the inner one puts back too, whether the outer one has held the buffer or not."""
+
+    @sparing
+    def inner(model):
+        model.calls.add_(5)
+        return float(model.calls)
+
+    @sparing
+    def outer(model):
+        first, between = inner(model), float(model.calls)
+        model.calls.add_(1)
+        return first, between, inner(model), float(model.calls)
+
+    model = made()
+    assert outer(model) == (5, 0, 6, 1)
+    assert unchanged(model)

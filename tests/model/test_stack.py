@@ -357,3 +357,27 @@ def test_parameters_after_counts_every_entry_of_a_unit():
     site = Site("c", "linear", 4, "relu", (), conv, Location("c.bias", 0), (reader,))
     shapes = {"c.weight": (4, 3, 2, 2), "c.bias": (4,), "f.weight": (5, 26), "f.bias": (5,)}
     assert parameters_after(shapes, [site], {"c": 3}) == 3 * 12 + 3 + 5 * 20 + 5
+
+
+def test_what_begins_with_another_layer_is_looked_at_no_further_where_inputs_are_given():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = self.first(x).mean((2, 3))
+            noted.append(1)
+            return self.last(h)
+
+    model, noted = Late(), []
+    with pytest.raises(UnsupportedModelError, match="begins with a Conv2d"):
+        discover(model, torch.zeros(1, 3, 5, 5))
+    assert not noted
+    assert not discover(model).sites and noted
+
+
+def test_layers_behind_the_last_linear_one_do_no_harm():
+    tail = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.BatchNorm1d(3)).eval()
+    for example in (None, torch.zeros(2, 4)):
+        assert [site.name for site in discover(tail, example).sites] == ["0"]

@@ -211,3 +211,16 @@ def test_spared_copy_spares_buffers():
 def test_shared_tensors_count_once():
     assert size(tied()) == (7 * 4 + 4 * 4 + 4, 4 * (7 * 4 + 4 * 4 + 4))
     assert size(nn.BatchNorm1d(3)) == (4 * 3 + 1, 4 * 4 * 3 + 8)
+
+
+def test_a_spared_copy_has_hooks_of_its_own():
+    """Tables that are empty are made anew and not copied; what is registered later belongs to one of the two."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[0].register_forward_hook(lambda *_: None)
+    small = spared_copy(model, ["0.weight"])
+    assert len(small[0]._forward_hooks) == 1
+    tables = [[v for m in one.modules() for v in vars(m).values() if isinstance(v, dict)] for one in (model, small)]
+    assert not {id(table) for table in tables[0]} & {id(table) for table in tables[1]}
+    assert len({id(table) for table in tables[1]}) == len(tables[1])
+    small[1].register_forward_hook(lambda *_: None)
+    assert not model[1]._forward_hooks

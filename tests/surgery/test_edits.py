@@ -11,6 +11,7 @@ from helpers import seeded
 from coreprune.maths.layer import Thin
 from coreprune.model.site import Location, Reader
 from coreprune.surgery import edits as module
+from coreprune.surgery import mixing
 from coreprune.surgery.edits import Add, Mix, Take, constant, edited
 
 #: shape, location, units: rows, columns, channels of a convolution (in and out), a flattened convolution, a slice,
@@ -125,6 +126,26 @@ def test_several_sites_on_one_axis_speak_of_the_dense_tensor(rank):
     assert expected.shape[axis] == 20 - 2 - 1 - 2 - 1
     for order in itertools.permutations(edits):
         torch.testing.assert_close(edited(order, {"w": value})["w"], expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("together", [0, 2**16])
+def test_matrices_of_one_size_are_mixed_with_at_once_and_do_the_same(axis, together, monkeypatch):
+    """Some whose kept units stand for themselves, one of another size, and one that has no unit of its own."""
+    monkeypatch.setattr(mixing, "TOGETHER", together)
+    value = random_(*[4] * axis, 30, *[3] * (2 - axis))
+
+    def made(start, n, kept, seed, own=True, block=1):
+        T = random_(n * block, len(kept) * block, seed=seed)
+        if own:
+            T[(torch.tensor(kept)[:, None] * block + torch.arange(block)).flatten()] = torch.eye(T.shape[1]).double()
+        return Mix(Location("w", axis, start, block), T, torch.tensor(kept), n, block)
+
+    alike = [made(0, 5, [1, 3], 1), made(5, 5, [0, 4], 2), made(10, 5, [2, 3], 3)]
+    others = [made(15, 4, [0, 1], 4), made(19, 2, [1], 5, block=2), made(23, 2, [0], 6, block=2)]
+    for edits in (alike, [*others, *alike], [*alike, made(25, 5, [0, 2], 7, own=False)]):
+        expected = by_loops(value, axis, edits)
+        torch.testing.assert_close(edited(edits, {"w": value})["w"], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_axes_that_are_cut_alike_are_cut_each_on_its_own():
@@ -263,6 +284,14 @@ def test_constant_is_the_reader_applied_to_a_constant(shape, at, units, block, o
         expected.append(sign * float(sum(values)))
     reader = Reader(at, "b", sign, block, outputs)
     assert constant(weight, [reader], [t], [units]).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_constants_of_several_sites_that_one_map_reads_add_up(monkeypatch):
+    weight = random_(3, 9, 2)
+    places = [Location("w", 1, 0), Location("w", 1, 0, 1, (8, 4, 6))]
+    readers, ts = [Reader(at, "b") for at in places], [random_(4, seed=1), random_(3, seed=2)]
+    alone = [constant(weight, [r], [t], [len(t)]) for r, t in zip(readers, ts, strict=True)]
+    torch.testing.assert_close(constant(weight, readers, ts, [4, 3]), sum(alone), rtol=1e-12, atol=1e-12)
 
 
 def test_edited_leaves_its_input_alone_and_returns_only_what_changed():

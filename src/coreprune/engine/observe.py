@@ -26,6 +26,8 @@ __all__ = ["Moments", "Observed", "as_seen", "clipped", "moments", "samples", "s
 PER_FEATURE, SAMPLES = 8, 16384
 #: features above which products are taken in float32 (of centred samples); their sums are float64 where they are few
 SMALL = 16
+#: features up to which readers that see other entries of one value are observed together
+BESIDE = 64
 #: more than LARGE features of which fewer than one in THIN samples was seen are kept as these samples
 LARGE, THIN = 1024, 16
 
@@ -117,7 +119,7 @@ class Moments(Stream):
     """
 
     def __init__(self, features: int, *beside: int) -> None:
-        """Start with nothing seen; samples have `features` entries, and up to SMALL they may lie beside each other."""
+        """Start with nothing seen; samples have `features` entries, up to BESIDE of several beside each other."""
         super().__init__(features, *beside)
         self._most = features // THIN if features > LARGE else 0
         self._held: list[Tensor] = []
@@ -252,7 +254,7 @@ def _beside(
     """Readers, each by its key once, those together with one tap for all that see other entries of the same value."""
     groups: dict[Any, dict[Any, tuple[Tap, ...]]] = {}
     for key, reader in zip(keys, readers, strict=True):
-        small = len(reader) == 1 and math.prod(reader[0].entries.shape[:2]) <= 64 and not single
+        small = len(reader) == 1 and math.prod(reader[0].entries.shape[:2]) <= BESIDE and not single
         groups.setdefault(key[0][:-1] if small else key, {})[key] = reader
     for group in groups.values():
         first, *others = group.values()

@@ -131,7 +131,7 @@ def beside(readings: Sequence[Reading]) -> list[Reading]:
     for group in alike.values():
         if len(group) > 1:
             mean = readings[group[0]].mean
-            W = torch.stack([readings[i].outgoing for i in group]).to(mean.dtype).reshape(len(group), -1, mean.numel())
+            W = torch.stack([readings[i].outgoing for i in group]).to(mean).reshape(len(group), -1, mean.numel())
             M = mirrored(W.mT @ W)
             energies = (M * torch.stack([cast("Tensor", readings[i].covariance) for i in group])).sum((1, 2)).tolist()
             for i, known in zip(group, zip(M.unbind(), energies, strict=True), strict=True):
