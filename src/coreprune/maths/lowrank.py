@@ -99,8 +99,8 @@ def forward(
     own, free = _squares(W) if squares is None else squares, d > 0
     columns = W.T.contiguous()  # which are gathered many times
     Z = G.factor.T.contiguous()
-    P = Z @ W.T  # samples lie along rows here and below, as thin matrices are best multiplied from the left
-    through = P @ W  # a block of units changes it by less work than there is in it, unless samples are fewer than that
+    P = product(Z, W)  # samples lie along rows here and below, as thin matrices are best multiplied from the left
+    through = product(P, columns)  # P W: a block of units changes it by less work than there is in it, unless samples are fewer than that
     order, gained = torch.zeros(0, dtype=torch.int64, device=d.device), d.new_zeros(0)
     while (done := order.numel()) < k:
         # Y_j = d_j W_j + Pᵀ z_j with P = Z Wᵀ over the units that are not in
@@ -123,7 +123,8 @@ def forward(
             off, V = Z_best[:, chosen], columns.index_select(0, picked)
             turn = _inverse(_core(off.T, d[picked]))  # A⁻¹
             P = turn @ (P - off @ V)
-            through = P @ W if len(Z) <= picked.numel() else turn @ (through - off @ (V @ W))
+            fewer = len(Z) <= picked.numel()
+            through = product(P, columns) if fewer else turn @ (through - off @ product(V, columns))
             Z = turn @ Z
     return Path(order.sort().values, order, gained, added=True)
 
