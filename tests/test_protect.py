@@ -90,3 +90,13 @@ def test_what_is_too_much_is_refused_with_the_reason():
     for method in ("kernel", "magnitude"):
         with pytest.raises(InvalidInputError, match="protected"):
             cp.plan(lenet_like(), remove=0.5, method=method, protect={"*": 0.1})
+
+
+def test_what_stays_whole_anyway_cannot_be_protected():
+    """It would have no effect, and whoever asks for it expects one; a pattern that means others too is fine."""
+    net, x = lenet_like(), torch.zeros(2, 6)
+    with pytest.raises(InvalidInputError, match="which ignore= or kinds= leave whole: leave one of them out"):
+        cp.plan(net, x, remove=0.3, protect={"0": 0.25}, ignore=["0"])
+    with pytest.raises(InvalidInputError, match="leave one of them out"):
+        cp.plan(net, x, budget={"params": "70%"}, protect={"0": 0.25}, ignore=["0"])
+    assert cp.plan(net, x, budget={"params": "90%"}, protect={"*": 0.9}, ignore=["0"]).kept

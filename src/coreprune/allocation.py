@@ -132,7 +132,7 @@ def _task(
     scale = scales[kind]
     check_round(round_to)
     _, groups = chosen(inspection, ignore, kinds, uniform)
-    least_of = floors(inspection, protect)
+    least_of = floors(inspection, protect, groups)
     size = _cost(kind, inspection, groups, budget)
     dense = size(size.units)
     whole = budget["table"]["seconds"] if kind == "latency" else dense * scale

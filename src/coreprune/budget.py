@@ -86,7 +86,7 @@ def widths(
     else:
         assert remove is not None
         check_fraction(remove)
-        return _evenly(inspection, groups, remove, round_to, floors(inspection, protect))
+        return _evenly(inspection, groups, remove, round_to, floors(inspection, protect, groups))
     for group in groups:
         agree(group, kept)
     return kept

@@ -147,6 +147,11 @@ def check_fits(found: Inspection, wish: Wish) -> None:
             f"radius={wish.radius!r} was asked of a network that is no stack of Linear layers: no worst case is proved "
             f"of it, and method={wish.method!r} has no use for a radius: leave it out"
         )
+    if method.merges and found.graphs:
+        raise InvalidInputError(
+            f"method={wish.method!r} merges units before their activation, which only a stack of Linear layers allows: "
+            "use method='kernel'"
+        )
     asked = asked_of(wish.budget)
     if asked is not None and not found.graphs:
         raise InvalidInputError(

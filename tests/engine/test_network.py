@@ -160,6 +160,13 @@ def test_methods_that_merge_units_are_refused(mixed):
         decide_network(found, tensors(model), {"inner": 3}, request("folding"))
 
 
+def test_methods_that_merge_units_are_refused_before_anything_is_observed(mixed, monkeypatch):
+    model, _ = mixed
+    monkeypatch.setattr("coreprune.planning._observed", None)
+    with pytest.raises(InvalidInputError, match=r"method='folding' merges units .* which only a stack"):
+        cp.plan(model, torch.randn(2, 3, 6, 6), units=WIDTHS, method="folding")
+
+
 @pytest.mark.parametrize("name", ["inner", "gate", "out", "qkv"])
 def test_units_that_join_others_behind_their_activation_are_mixed(mixed, name):
     model, found = mixed

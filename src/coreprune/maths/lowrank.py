@@ -100,7 +100,9 @@ def forward(
     columns = W.T.contiguous()  # which are gathered many times
     Z = G.factor.T.contiguous()
     P = product(Z, W)  # samples lie along rows here and below, as thin matrices are best multiplied from the left
-    through = product(P, columns)  # P W: a block of units changes it by less work than there is in it, unless samples are fewer than that
+    through = product(
+        P, columns
+    )  # P W: a block of units changes it by less work than there is in it, unless samples are fewer than that
     order, gained = torch.zeros(0, dtype=torch.int64, device=d.device), d.new_zeros(0)
     while (done := order.numel()) < k:
         # Y_j = d_j W_j + Pᵀ z_j with P = Z Wᵀ over the units that are not in

@@ -35,6 +35,7 @@ class Method:
         random: whether the generator is used.
         law: whether the law of the units is needed.
         turns: whether kept units turn. Where a network is no stack, `coreprune.engine.turning` does that.
+        merges: whether units are mixed before their activation (`Coreset.incoming`), which stacks alone allow.
 
     Example:
         >>> import coreprune as cp
@@ -48,6 +49,7 @@ class Method:
     random: bool = False
     law: bool = False
     turns: bool = False
+    merges: bool = False
 
 
 def _sampling(layer: Layer, units: int, generator: Generator) -> Coreset:
@@ -90,7 +92,7 @@ METHODS: dict[str, Method] = {
         Method("uniform", _uniform, "units drawn evenly, reweighted, unbiased", True),
         Method("magnitude", _magnitude, "units of largest norm, as they are"),
         Method("sensitivity", _sensitivity, "units of largest sensitivity, as they are"),
-        Method("folding", folding, "k-means over the units; centroids stay", True),
+        Method("folding", folding, "k-means over the units; centroids stay", True, merges=True),
         Method("merging", neuron_merging, "largest norms stay, each other unit joins the most similar one"),
     )
 }

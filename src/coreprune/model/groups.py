@@ -17,6 +17,7 @@ __all__ = ["KINDS", "Protect", "Uniform", "agree", "alike", "asked", "chosen", "
 
 Uniform = bool | Sequence[Collection[str]]
 Protect = Mapping[str, float | int]
+Groups = Sequence[Sequence[Site]]
 
 #: what a site can be a site of
 KINDS = ("linear", "gated", "conv", "residual", "heads", "experts", "embedding")
@@ -102,18 +103,20 @@ def chosen(
     return list(sites.values()), sorted((g for g in groups if g), key=lambda group: order[group[0].name])
 
 
-def floors(inspection: Inspection, protect: Protect | None) -> dict[str, int]:
+def floors(inspection: Inspection, protect: Protect | None, groups: Groups | None = None) -> dict[str, int]:
     """The fewest units that protected sites keep, by name; names have the last word over globs.
 
     Args:
-        inspection: the sites. protect: by name, glob or ``re:``, the largest share of units that may go, a fraction
-            in [0, 1), or the fewest units that stay, a whole number from 1.
+        inspection: the sites. groups: of those that may be cut; None for all.
+        protect: by name, glob or ``re:``, the largest share of units that may go, a fraction in [0, 1), or the fewest
+            units that stay, a whole number from 1.
 
     Raises:
-        InvalidInputError: neither of the two, or more units than a site has.
+        InvalidInputError: neither of the two, or more units than a site has, or of sites that stay whole anyway.
         UnknownNameError: a pattern that matches nothing.
     """
     names = {site.name for site in inspection.sites}
+    left = names if groups is None else {site.name for group in groups for site in group}
     least: dict[str, int] = {}
     for pattern, most in sorted((protect or {}).items(), key=lambda item: item[0] in names):
         number = float(most) if isinstance(most, numbers.Real) and not isinstance(most, bool) else -1.0
@@ -123,7 +126,12 @@ def floors(inspection: Inspection, protect: Protect | None) -> dict[str, int]:
                 f"protect={most!r} was asked of {pattern!r}: give the share that may go, at least 0 and below 1, or "
                 "how many units stay, a whole number from 1"
             )
-        for site in asked(inspection, pattern):
+        meant = list(asked(inspection, pattern))
+        if not any(site.name in left for site in meant):
+            raise InvalidInputError(
+                f"protect={most!r} was asked of {pattern!r}, which ignore= or kinds= leave whole: leave one of them out"
+            )
+        for site in meant:
             if whole and number > site.units:
                 raise InvalidInputError(
                     f"protect={most!r} was asked of site {site.name!r}, which has {site.units}: give at most so many"

@@ -56,6 +56,11 @@ def check_method(method: Method) -> Conformance:
     for layer in _layers(method.law):
         for units in (1, layer.units // 2, layer.units - 1, layer.units):
             coreset = _selected(checker, method, layer, units)
+            checker.require(
+                method.merges or method.turns or coreset.incoming is None,
+                "it mixes units before their activation",
+                "say so with merges=True",
+            )
             _form(checker, layer, coreset, units)
         _identity(checker, layer, coreset)
     _determined(checker, method)
