@@ -495,9 +495,15 @@ FAULTS = [
         _outline | the copy keeps the attributes of the whole network
         follow(model, cuts)
         []
-        _misfit | what the last graph says is all
+        _tried | what the last graph says is all
         (why for why in whys if why is not None)
         (why for why in list(whys)[-1:] if why is not None)
+        _Trial.smaller | heads that shrink are no matter
+        return any(
+        return False and any(
+        _misfit | a merged width that shrinks counts as smaller heads
+        a[-1] in sizes and
+        True and
         """),
     *_of("engine/observe.py", "tests/engine/test_observe.py", rows="""
         _beside | readers of one value see what the first one sees

@@ -16,21 +16,24 @@ X = torch.randn(2, 7, 12)
 
 
 class Attention(nn.Module):
-    """Fused queries, keys and values of 4 heads of 5.
+    """Fused queries, keys and values of 4 heads of 6.
 
-    How many there are the code says (fixed), an attribute that is known to say it (told), or the view finds out (free).
+    How many there are the code says (fixed), an attribute that is known to say it (told), or the view finds out (free);
+    or the code says it and the view finds out how large they are (squeezed). With image they are merged into four axes.
     """
 
     def __init__(self, sort: str) -> None:
         super().__init__()
-        self.qkv, self.out = nn.Linear(12, 60), nn.Linear(20, 12)
+        self.qkv, self.out = nn.Linear(12, 72), nn.Linear(24, 12)
         self.sort, self.num_heads = sort, 4
 
     def forward(self, x):
         n, t, _ = x.shape
-        heads = {"fixed": 4, "told": self.num_heads, "free": -1}[self.sort]
-        q, k, v = self.qkv(x).view(n, t, 3, heads, 5).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        heads = {"fixed": 4, "told": self.num_heads, "squeezed": 4}.get(self.sort, -1)
+        size = -1 if self.sort == "squeezed" else 6
+        q, k, v = self.qkv(x).view(n, t, 3, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.out(h.reshape(n, t, 1, -1)[:, :, 0] if self.sort == "image" else h.flatten(2))
 
 
 class Net(nn.Module):
@@ -74,6 +77,22 @@ def test_those_that_the_code_fixes_are_refused_and_the_others_stay(sorts):
     small = cp.prune(model, X, remove={"*": 0.5})
     assert set(small.plan.kept) == {*heads(found), "wide"}
     assert small.model(X).shape == X.shape
+
+
+@pytest.mark.parametrize(
+    "sorts", [("squeezed",), ("free", "squeezed", "told"), ("squeezed", "fixed"), ("image", "squeezed")], ids="-".join
+)
+def test_heads_that_would_only_become_smaller_are_refused(sorts):
+    """The module runs with half of the width, and would compute something else."""
+    model = made(*sorts)
+    found = discovered(model, X)
+    assert heads(found) == [f"attention.{name}.qkv" for name in model.attention if name[:4] in {"free", "told", "imag"}]
+    told = {one.name: one.reason for one in found.refused}
+    for name in model.attention:
+        if "squeezed" in name:
+            assert "a view to (2, 7, 3, 4, 6) makes (2, 7, 3, 4, 3)" in told[f"attention.{name}.qkv"]
+    small = cp.prune(model, X, remove={"*": 0.5})
+    assert set(small.plan.kept) == {*heads(found), "wide"}
 
 
 def test_code_of_another_class_is_not_judged_by_its_name():
