@@ -27,6 +27,9 @@ def convolutions():
         ("site.units=3 stays", "site.units=3 stays"),
         ("give inputs= as the network takes them", "call coreprune from Python with inputs= as the network takes them"),
         ("asked of a stack: give a coreprune.Gaussian or data=", "asked of a stack: give --mean and --std"),
+        ("params='60%,flops=2' is no number", "--budget params=60%,flops=2 is no number"),
+        ("params='' is no number", "--budget params= is no number"),
+        ("asked (flops=7): ask for error=0.1, or", "asked (--budget flops=7): ask for --budget error=0.1, or"),
     ],
 )
 def test_arguments_are_options(said, heard):

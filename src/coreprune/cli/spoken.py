@@ -35,9 +35,9 @@ _PHRASES = (
     (r"\bworst=False", "--no-worst"),
     (r"\buniform=False", "--uneven"),
     (r"\bprior=Text\(path='([^']*)'[^)]*\)", r"--text \1"),
-    (rf"(?<!--budget )(?<![\w.-])({_BUDGETS})=''", r"--budget \1="),
-    (rf"(?<!--budget )(?<![\w.-])({_BUDGETS})='?([^'\s,:;()]+)'?", r"--budget \1=\2"),
-    (rf"(?<!--budget )(?<![\w.-])({_BUDGETS})=(?=[\s,:;()])", r"--budget \1=X"),
+    (rf"(?<!--budget )(?<![\w.,-])({_BUDGETS})='([^']*)'", r"--budget \1=\2"),
+    (rf"(?<!--budget )(?<![\w.,-])({_BUDGETS})=([^'\s,:;()]+)", r"--budget \1=\2"),
+    (rf"(?<!--budget )(?<![\w.,-])({_BUDGETS})=(?=[\s,:;()])", r"--budget \1=X"),
 )  # fmt: skip
 #: arguments that are options of the same name
 _OPTIONS = (
