@@ -489,6 +489,7 @@ class TestReadersOfOneValue:
     """Several that see other entries of one value are observed together, and are each as if they were alone."""
 
     def seen(self, parts, batches=2, **more):
+        torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 1))
         captured = capture(model, torch.zeros(20, 3))
         whole = tap_at(captured, "linear", 1)
@@ -516,3 +517,12 @@ class TestReadersOfOneValue:
         monkeypatch.setattr(observe, "BESIDE", 1)
         self.seen([[0, 1], [2, 3], [4, 5], [6]], batches=3)
         assert len(looked) == 4 * 3
+
+    def test_of_readers_that_see_the_same_the_first_one_says_what_is_typical(self):
+        parts, one, other = [[0, 1, 2]] * 2, torch.tensor([1.0, 0.1, 0.1]), torch.tensor([0.1, 0.1, 1.0])
+        (first, second), _ = self.seen(parts, energies=[one, other])
+        assert first is second and first.typical is not None
+        (alone, _), _ = self.seen(parts, energies=[one, one])
+        assert torch.equal(first.typical.covariance, alone.typical.covariance)
+        (last, _), _ = self.seen(parts, energies=[other, one])
+        assert not torch.equal(first.typical.covariance, last.typical.covariance)

@@ -10,8 +10,8 @@ from helpers import energy, error, normal, optimal, seeded
 
 from coreprune.maths import kernel
 from coreprune.maths.gram import Moments
-from coreprune.maths.layer import Coreset
-from coreprune.maths.lowrank import LowRank, about_zero, changed, forward, replacement, residual
+from coreprune.maths.layer import Coreset, changed
+from coreprune.maths.lowrank import LowRank, about_zero, forward, replacement, residual
 from coreprune.maths.propagate import Law
 from coreprune.maths.readers import choose, pooled_energy
 from coreprune.maths.reading import Reading

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Double", "aliases", "wide", "written"]
+__all__ = ["Double", "aliases", "mapped", "name_of", "wide", "written"]
 
 #: bytes that a converted piece of a weight may take: less than what an allocator gives back to the system each time
 PIECE = 4 * 2**20
@@ -60,6 +61,17 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, dict):
         return {key: mapped(function, one) for key, one in value.items()}
     return function(value)
+
+
+@cache
+def name_of(operator: Any) -> str:
+    """What an operator is called with its overload, which is asked for at every node of every run.
+
+    Example:
+        >>> name_of(torch.ops.aten.relu.default)
+        'aten.relu.default'
+    """
+    return str(operator)
 
 
 def aliases(operator: Any) -> bool:

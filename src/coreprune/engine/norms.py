@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from coreprune.engine.double import name_of
 from coreprune.model.capture import Captured
 
 __all__ = ["Norms", "normalised", "normalises", "normed"]
@@ -25,7 +26,7 @@ Take = Callable[[Tensor, Tensor, int], None]
 
 def normalises(operator: Any) -> bool:
     """Whether an operator is a BatchNorm as networks have it in eval mode."""
-    return str(operator).startswith(("aten.batch_norm", "aten._native_batch_norm_legit_no_training"))
+    return name_of(operator).startswith(("aten.batch_norm", "aten._native_batch_norm_legit_no_training"))
 
 
 def normed(captured: Captured) -> bool:

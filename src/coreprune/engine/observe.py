@@ -201,7 +201,7 @@ def moments(
     usual: dict[tuple[Any, ...], Moments] = {}
     into: dict[int, list[tuple[Moments, Moments | None, Tensor | None]]] = {}
     taps: dict[int, dict[int, Tap]] = {}
-    own = dict(zip(keys, range(len(keys)), strict=True)) if energies is not None else {}
+    weights = dict(zip(reversed(keys), reversed(energies), strict=True)) if energies is not None else {}  # the first's
     for alike, reader in _beside(keys, readers, single=energies is not None):
         many = [len(alike)] if len(alike) > 1 else []
         features = math.prod(reader[0].entries.shape[:2]) // len(alike)
@@ -210,8 +210,7 @@ def moments(
             usual[alike] = Moments(features)
         for tap in reader:
             taps.setdefault(tap.graph, {})[id(tap)] = tap
-            each = None if energies is None else energies[own[alike[0]]]
-            into.setdefault(id(tap), []).append((seen[alike], usual.get(alike), each))
+            into.setdefault(id(tap), []).append((seen[alike], usual.get(alike), weights.get(alike[0])))
 
     def look(tap: Tap, value: Tensor) -> None:
         features = into[id(tap)][0][0].features
@@ -251,11 +250,11 @@ def moments(
 def _beside(
     keys: Sequence[Any], readers: Sequence[tuple[Tap, ...]], *, single: bool
 ) -> Iterator[tuple[tuple[Any, ...], tuple[Tap, ...]]]:
-    """Readers, each by its key once, those together with one tap for all that see other entries of the same value."""
+    """Readers, each by its key once; with one tap for all those where one node has other entries of the same value."""
     groups: dict[Any, dict[Any, tuple[Tap, ...]]] = {}
     for key, reader in zip(keys, readers, strict=True):
         small = len(reader) == 1 and math.prod(reader[0].entries.shape[:2]) <= BESIDE and not single
-        groups.setdefault(key[0][:-1] if small else key, {})[key] = reader
+        groups.setdefault((reader[0].node, key[0][:-1]) if small else key, {}).setdefault(key, reader)
     for group in groups.values():
         first, *others = group.values()
         if others:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coreprune.engine.double import name_of
 from coreprune.model.capture import Captured
 from coreprune.model.tensors import narrow
 
@@ -59,7 +60,7 @@ def product(operator: Any, args: Sequence[Any]) -> Tensor | None:
         >>> product(torch.ops.aten.linear.default, (torch.ones(1, 2), torch.ones(3, 2, dtype=torch.bfloat16))).dtype
         torch.float32
     """
-    image = str(operator).startswith(_CONVOLUTIONS)
+    image = name_of(operator).startswith(_CONVOLUTIONS)
     at = (0, 1, 2) if image else _operands(operator)
     if at is None or args[at[1]].dtype is not torch.bfloat16 or args[at[0]].dtype is not torch.float32:
         return None
@@ -73,4 +74,4 @@ def product(operator: Any, args: Sequence[Any]) -> Tensor | None:
 
 
 def _operands(operator: Any) -> tuple[int, int, int | None] | None:
-    return next((at for start, at in _PRODUCTS.items() if str(operator).startswith(start)), None)
+    return next((at for start, at in _PRODUCTS.items() if name_of(operator).startswith(start)), None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from coreprune.engine.double import mapped, wide, written
+from coreprune.engine.double import mapped, name_of, wide, written
 from coreprune.engine.norms import Norms, normalised, normalises
 from coreprune.engine.precision import product
 from coreprune.engine.schedule import ends_of, scheduled, written_into
@@ -303,7 +302,7 @@ class _Runner(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """One operator; what only asserts is left out."""
-        name = _name(target)
+        name = name_of(target)
         if name.startswith(_ASSERTS):
             return None
         bodies = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
@@ -323,11 +322,6 @@ class _Runner(fx.Interpreter):
             args = _as_many(self._at, args)
         mixed = product(target, args)
         return super().call_function(target, args, kwargs) if mixed is None else mixed
-
-
-@cache
-def _name(target: Any) -> str:
-    return str(target)
 
 
 def _located(graph: fx.GraphModule, taps: Iterable[Tap]) -> dict[fx.Node, list[Tap]]:

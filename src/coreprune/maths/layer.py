@@ -12,7 +12,7 @@ from torch import Tensor
 from coreprune.maths.activation import Activation
 from coreprune.maths.propagate import Law
 
-__all__ = ["Coreset", "Layer", "Thin"]
+__all__ = ["Coreset", "Layer", "Thin", "changed", "fixed", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -194,3 +194,23 @@ class Coreset:
         a = a[:, self.indices] if self.incoming is None else a @ self.incoming
         kept = layer.activation(a if self.shift is None else a + self.shift)
         return kept @ self.outgoing(layer.outgoing).T + self.constant(layer.outgoing)
+
+
+def rows_of(T: Tensor, at: Tensor) -> Tensor:
+    """Rows of several matrices, (…, m, k), each its own: `at` has their indices, (…, m)."""
+    return T.gather(-2, at[..., None].expand(*at.shape, T.shape[-1]))
+
+
+def fixed(T: Tensor, kept: Tensor) -> bool:
+    """Whether each kept unit stands for itself, in all T of (…, n, k), which have kept units of their own, (…, k)."""
+    rows = rows_of(T, kept)
+    return torch.equal(rows, torch.eye(T.shape[-1], dtype=T.dtype, device=T.device).expand_as(rows))
+
+
+def changed(T: Tensor, kept: Tensor) -> Tensor:
+    """Units that do not stand for themselves, in one T at least of (…, n, k): rows other than those of the identity."""
+    rows = T.index_select(-2, kept)
+    identity = torch.eye(kept.numel(), dtype=T.dtype, device=T.device).expand_as(rows)
+    changes = torch.ones(T.shape[-2], dtype=torch.bool, device=T.device)
+    changes[kept] = False if torch.equal(rows, identity) else (rows != identity).any(-1).reshape(-1, len(kept)).any(0)
+    return changes.nonzero()[:, 0]

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coreprune.maths.layer import Thin
+from coreprune.maths.layer import Thin, changed
 from coreprune.maths.products import product
 from coreprune.maths.reweight import RIDGE
 from coreprune.maths.select import Path, greedy
 
-__all__ = ["LowRank", "about_zero", "changed", "fixed", "forward", "replacement", "residual", "rows_of"]
+__all__ = ["LowRank", "about_zero", "forward", "replacement", "residual"]
 
 
 @dataclass(frozen=True)
@@ -164,26 +164,6 @@ def residual(G: LowRank, W: Tensor, kept: Tensor, T: Tensor | Thin, squares: Ten
     V[:, both[:, 1]] -= W[:, both[:, 0]]
     own[kept] = _squares(V)
     return float(through.square().sum() + own @ G.rest)
-
-
-def rows_of(T: Tensor, at: Tensor) -> Tensor:
-    """Rows of several matrices, (…, m, k), each its own: `at` has their indices, (…, m)."""
-    return T.gather(-2, at[..., None].expand(*at.shape, T.shape[-1]))
-
-
-def fixed(T: Tensor, kept: Tensor) -> bool:
-    """Whether each kept unit stands for itself, in all T of (…, n, k), which have kept units of their own, (…, k)."""
-    rows = rows_of(T, kept)
-    return torch.equal(rows, torch.eye(T.shape[-1], dtype=T.dtype, device=T.device).expand_as(rows))
-
-
-def changed(T: Tensor, kept: Tensor) -> Tensor:
-    """Units that do not stand for themselves, in one T at least of (…, n, k): rows other than those of the identity."""
-    rows = T.index_select(-2, kept)
-    identity = torch.eye(kept.numel(), dtype=T.dtype, device=T.device).expand_as(rows)
-    changes = torch.ones(T.shape[-2], dtype=torch.bool, device=T.device)
-    changes[kept] = False if torch.equal(rows, identity) else (rows != identity).any(-1).reshape(-1, len(kept)).any(0)
-    return changes.nonzero()[:, 0]
 
 
 def _squares(W: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from coreprune.maths.activation import activation
 from coreprune.maths.blocks import backward_blocks
 from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import backwards, completed, goes_forward, replaced, select, varying
-from coreprune.maths.layer import Coreset, Layer, Thin
+from coreprune.maths.layer import Coreset, Layer, Thin, changed
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.products import product
 from coreprune.maths.propagate import Law
@@ -201,7 +201,7 @@ def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[flo
             gap -= _stacked([m[0] * 0 if one.offset is None else one.offset.to(m.dtype) for one in mixed])
         G, M = (_stacked(list(each)) for each in zip(*((r.covariance, r.gram) for r in part), strict=True))
         outside = ((M @ gap[:, :, None])[:, :, 0] * gap).sum(1)
-        at = lowrank.changed(T, entries)
+        at = changed(T, entries)
         T, M, own = T.index_select(1, at), _between(M, at, at), G.index_select(1, at)
         X, own, inner = own.index_select(2, entries), own.index_select(2, at), _between(G, entries, entries)
         explained = _inners(_times(M, T), 2 * X - _times(T, inner))
@@ -224,7 +224,7 @@ def _narrow_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
     """
     G, W, Y = cast(Tensor, reading.covariance), reading.matrix, reading.through
     T = _written_out(coreset, reading, entries)
-    at = lowrank.changed(T, entries)
+    at = changed(T, entries)
     inside = G[entries][:, entries]
     stays = torch.isin(entries, at, invert=True)  # of the kept ones
     V, Z = W[:, at], W[:, entries[stays]]

@@ -144,7 +144,7 @@ _FUNCTIONS: dict[Any, Callable[..., _Call]] = {
     F.avg_pool2d: _same(_aten.avg_pool2d.default),
 }
 #: those of them that take many steps on shapes
-_QUICK = {F.batch_norm, F.relu, F.silu, F.hardswish, F.hardsigmoid, torch.conv2d, torch.cat}
+_QUICK = {F.batch_norm, F.relu, F.silu, F.hardswish, F.hardsigmoid, torch.conv2d}
 #: methods that ask a tensor for something that is no tensor, beside its attributes
 _ASKING = {Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.__len__, Tensor.is_floating_point}
 _WEIGHTED = {_aten.conv2d.default, _aten.linear.default}

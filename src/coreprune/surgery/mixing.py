@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreprune.maths.layer import Thin
-from coreprune.maths.lowrank import fixed, rows_of
+from coreprune.maths.layer import Thin, fixed, rows_of
 from coreprune.model.site import Ids, Location
 
 if TYPE_CHECKING:
