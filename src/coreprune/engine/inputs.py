@@ -135,13 +135,13 @@ def inputs(captured: Captured, prior: Gaussian | Data, seed: int) -> Iterator[Ar
     else:
         less = halved(captured, max(_numbers(next(crops(captured, (2,)), captured))[1], batch_size(captured)))
         count, together = _numbers(less)
-        last = by_shape(captured) and not normed(captured)
+        last = by_shape(captured)
         for call in drawn(less, prior, count, seed, together):
             yield pytree.tree_map(_channels_last, call) if last else call
 
 
 def _channels_last(value: Any) -> Any:
-    """Images with their channels next to each other, on which convolutions are faster, and BatchNorms slower."""
+    """Images with their channels next to each other, on which everything is faster."""
     image = isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()
     return value.contiguous(memory_format=torch.channels_last) if image else value
 

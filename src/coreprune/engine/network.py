@@ -140,8 +140,9 @@ def cut_site(
     """
     readings = _readings(site, tensors, seen)
     energy = brought(readings, site.units)
+    first = massive(energy)
     if request.method.name == "kernel" or request.method.turns:  # from there `coreprune.engine.turning` goes on
-        kept, path = _kept(_chosen_by(readings, seen), site.units, keep, ranked, massive(energy))
+        kept, path = _kept(_chosen_by(readings, seen), site.units, keep, ranked, first)
         coresets = tuple(replace_for(readings, kept, path))
     else:
         layer = _layer(site, makers, tensors, request.radius)
@@ -155,7 +156,7 @@ def cut_site(
             coresets = tuple(replace_for(readings, chosen.indices))
         else:
             coresets = tuple(spread(chosen, reading.block) for reading in readings)
-    return Cut(site, coresets, _evidence(readings, coresets) | _outliers(energy, coresets[0].indices))
+    return Cut(site, coresets, _evidence(readings, coresets) | _outliers(energy, first, coresets[0].indices))
 
 
 def _kept(by: list[Reading], units: int, keep: int, ranked: Path | None, first: Tensor) -> tuple[Tensor, Path | None]:
@@ -168,9 +169,8 @@ def _kept(by: list[Reading], units: int, keep: int, ranked: Path | None, first: 
     return first_of(whole, units, keep, first), None
 
 
-def _outliers(energy: Tensor, kept: Tensor) -> dict[str, Any]:
+def _outliers(energy: Tensor, first: Tensor, kept: Tensor) -> dict[str, Any]:
     """The massive units, the share of all that is brought to the readers that is theirs, and those that went."""
-    first = massive(energy)
     if not len(first):
         return {}
     gone = first[~torch.isin(first, kept.cpu())]
@@ -257,7 +257,8 @@ def _spreads(seen: Sequence[Observed]) -> list[Tensor | LowRank]:
     found = [one.covariance for one in seen]
     dense = [G for G in found if isinstance(G, Tensor) and len(G) <= _DOUBLE]
     if len(dense) == len(found) and len({G.shape for G in dense}) == 1:
-        return list(cast("Tensor", shrunk(torch.stack(dense).double(), torch.tensor([one.count for one in seen]))))
+        several = dense[0][None] if len(dense) == 1 else torch.stack(dense)
+        return list(cast("Tensor", shrunk(several.double(), torch.tensor([one.count for one in seen]))))
     kinds = [torch.float64 if one.mean.numel() <= _DOUBLE else torch.float32 for one in seen]
     return [shrunk(one.covariance.to(kind), one.count) for one, kind in zip(seen, kinds, strict=True)]
 

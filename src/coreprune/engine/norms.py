@@ -50,7 +50,7 @@ def normalised(operands: Sequence[Any], eps: float, take: Take | None = None) ->
     """
     x, weight, bias, mean, variance = operands
     count = x.numel() // max(x.shape[1], 1)
-    own, scale = mean, torch.rsqrt(variance + eps)
+    own, spread = mean, variance + eps
     if count >= POSITIONS or take is not None:
         m, v = _moments(x.detach())
         if take is not None:
@@ -58,15 +58,15 @@ def normalised(operands: Sequence[Any], eps: float, take: Take | None = None) ->
         if count >= POSITIONS:
             moves = v > 1e-12 * m.square()
             own = torch.where(moves, m, mean)
-            scale = torch.where(moves, torch.sqrt(variance / (variance + eps)) * torch.rsqrt(v), scale)
-    scale = scale if weight is None else scale * weight
-    shift = torch.zeros_like(own) if bias is None else bias
-    scale, shift, own = (value.to(x.dtype) for value in (scale, shift, own))
-    return F.batch_norm(x, own, torch.ones_like(own), scale, shift, eps=0.0)
+            spread = torch.where(moves, v / variance, 1.0) * spread
+    given = (value if value is None else value.to(x.dtype) for value in (own, spread, weight, bias))
+    return F.batch_norm(x, *given, eps=0.0)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel of (N, C, …)."""
+    if _lies_by_pixels(x):  # what PyTorch sums up in turn is precise enough for variances about a mean, and not for means
+        return x.mean((0, 2, 3)), torch.batch_norm_update_stats(x, None, None, 0.0)[1]
     flat = x.flatten(2) if x.dim() > 2 else x.T[None]
     mean, square = flat.mean(2).mean(0), _mean_square(flat)
     variance = square - mean.square()
@@ -75,6 +75,12 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
         centred = flat[:, unclear] - mean[unclear, None]
         variance[unclear] = _mean_square(centred)
     return mean, variance
+
+
+def _lies_by_pixels(x: Tensor) -> bool:
+    """Whether the channels of images are next to each other."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return last and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _mean_square(flat: Tensor) -> Tensor:

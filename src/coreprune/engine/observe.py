@@ -80,7 +80,7 @@ def samples(value: Tensor, tap: Tap, limit: int) -> Tensor:
 def _rows_at(value: Tensor, axis: int, at: Tensor) -> Tensor:
     """Some of a value's rows: its features, along an axis, at positions that count all other axes in order, (N, F)."""
     last = value.movedim(axis, -1)
-    if axis % value.dim() in {0, value.dim() - 1}:
+    if last.stride(-1) == 1 or axis % value.dim() == 0:
         return last[torch.unravel_index(at, last.shape[:-1])]
     # features lie apart, as channels of images do: entry by entry of the batch, so that reading goes along memory
     inner = math.prod(last.shape[1:-1])

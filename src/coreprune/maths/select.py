@@ -213,30 +213,32 @@ def greedy(R: Tensor, A: Tensor, size: int, floor: Tensor | None = None) -> tupl
     Returns:
         Chosen candidates in order, and A_jj / R_jj of each.
     """
-    m, worst = R.shape[0], np.inf if floor is None else -np.inf
-    r, a = R.cpu().numpy(), A.cpu().numpy()
-    variance, energy = r.diagonal().astype(float), a.diagonal().astype(float)
-    low = np.zeros(m) if floor is None else floor.double().cpu().numpy()
-    both, crossed = np.zeros((2, 2 * size, m), dtype=r.dtype)  # rows l and u in turn, and u and l
-    gamma = np.zeros(size)
+    m, r, a = R.shape[0], R.cpu().numpy(), A.cpu().numpy()
+    state = np.stack([r.diagonal(), a.diagonal() / 2]).astype(float)
+    variance, half = state  # of the energies
+    low = np.zeros(m) if floor is None else np.array(floor.double().cpu().numpy())
+    never = np.inf if floor is None else -np.inf
+    known, crossed = np.zeros((2, 2 * size, m), dtype=r.dtype)  # rows l and u in turn, and u and l
+    pair, score, gamma = np.empty((2, m), dtype=r.dtype), np.empty(m), np.zeros(size)
+    row, line = pair
     chosen: list[int] = []
-    for i in range(min(size, m)):
-        score = np.divide(energy, variance, out=np.full(m, worst), where=variance > low)
-        j = int(score.argmin() if floor is None else score.argmax())
-        if not variance[j] > low[j] or (floor is not None and score[j] <= 0):
-            break
-        known, one = both[: 2 * i], both[: 2 * i : 2]
-        row, line = r[j] - one[:, j] @ one, a[j] - crossed[: 2 * i, j] @ known
-        root = math.sqrt(max(row[j], low[j], 1e-300))
-        row /= root
-        line /= root
-        gamma[i] = max(float(line[j]) / root, 0.0)
-        line -= row * (0.5 * float(gamma[i]))
-        both[2 * i], both[2 * i + 1] = row, line
-        crossed[2 * i], crossed[2 * i + 1] = line, row
-        variance -= row * row
-        energy -= 2 * row * line
-        variance[j] = -np.inf  # it is in
-        chosen.append(j)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        while (i := 2 * len(chosen)) < 2 * min(size, m):
+            np.divide(half, variance, out=score)
+            j = int(score.argmin() if floor is None else score.argmax())
+            clear = variance[j] > low[j]
+            if score[j] == never or (floor is not None and clear and score[j] <= 0):
+                break
+            if clear:
+                np.subtract(r[j], known[:i:2, j] @ known[:i:2], out=row)
+                np.subtract(a[j], crossed[:i, j] @ known[:i], out=line)
+                root = math.sqrt(max(row[j], low[j], 1e-300))
+                pair /= root
+                gamma[len(chosen)] = gain = max(float(line[j]) / root, 0.0)
+                line -= row * (0.5 * gain)
+                known[i : i + 2], crossed[i : i + 2] = pair, pair[::-1]
+                state -= pair * row
+                chosen.append(j)
+            variance[j], half[j], low[j] = 1.0, never, 0.0  # it is in, or nothing but rounding
     indices = torch.tensor(chosen, dtype=torch.int64, device=R.device)
     return indices, torch.as_tensor(gamma[: len(chosen)]).to(R)

@@ -54,11 +54,13 @@ def shrunk(covariance: Tensor | LowRank, count: int | Tensor) -> Tensor | LowRan
     rho = _intensity(square, variance, many)[..., None, None].to(covariance)
     if not bool(rho.any()):
         return covariance
-    result = covariance * (1 - rho)
+    correlation.diagonal(dim1=-2, dim2=-1).zero_()
+    low, high = (float(end) for end in torch.aminmax(correlation))
+    copies = (correlation.abs() >= 1 - COPY) & (many >= FEWEST)[..., None, None] if max(high, -low) >= 1 - COPY else None
+    result = torch.mul(covariance, 1 - rho, out=correlation)
     result.diagonal(dim1=-2, dim2=-1).copy_(own)
-    copies = correlation.abs_() >= 1 - COPY
-    if int(copies.sum()) > int((variance > 0).sum()):  # more than the units themselves
-        result = torch.where(copies & (many >= FEWEST)[..., None, None], covariance, result)
+    if copies is not None:
+        result = torch.where(copies, covariance, result)
     return result
 
 

@@ -138,7 +138,7 @@ def mirrored(total: Tensor) -> Tensor:
     """
     n = total.shape[-1]
     if n < WIDE:
-        total.copy_((total + total.mT) / 2)  # a product need not be symmetric
+        total.copy_((total + total.mT).div_(2))  # a product need not be symmetric
         return total
     half = n // 2
     mirrored(total[:half, :half])

@@ -193,7 +193,7 @@ def recorded(
         with untouched(model), _noting_nothing(model), holding(model, metas), recorder:
             outputs = model(*call[0], **call[1])
         graph.output(tuple(recorder.node(value) for value in pytree.tree_leaves(outputs)))
-        return fx.GraphModule(nn.Module(), graph), states, tuple(node.name for node in inputs)
+        return _Uncompiled(nn.Module(), graph), states, tuple(node.name for node in inputs)
     except Exception:  # whatever the code raises: the exporter says what is wrong
         return None
 
@@ -203,6 +203,19 @@ def _names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     known = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     known += [f"args_{i}" for i in range(len(known), len(args))]
     return [*known[: len(args)], *kwargs]
+
+
+class _Uncompiled(fx.GraphModule):
+    """A graph whose nodes are run one by one: Python's code for it is written when it is called."""
+
+    def recompile(self) -> Any:
+        """Nothing yet."""
+        self._code = ""
+
+    def forward(self, *args: Any) -> Any:
+        """What the graph says; the first call puts its code in the place of this one."""
+        super().recompile()
+        return self(*args)
 
 
 class _Recorder(TorchFunctionMode):

@@ -163,7 +163,7 @@ def drawing(seed: int, tensors: Iterable[Tensor]) -> Iterator[None]:
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
     """A module's own attributes, with what is in those that are containers."""
     return {
-        name: (value, value.copy() if type(value) in _CONTAINERS else None)
+        name: (value, (value.copy() if value else ()) if type(value) in _CONTAINERS else None)
         for name, value in vars(module).items()
         if name not in _TENSORS
     }
