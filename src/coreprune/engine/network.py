@@ -286,7 +286,7 @@ def _outgoing(weight: Tensor, reader: Reader, units: int) -> Tensor:
         rows = rows.index_select(-1, at.entries(units).flatten().to(rows.device))
     else:
         rows = rows.narrow(-1, at.start, units * at.span)
-    result: Tensor = rows.unflatten(-1, (size, -1)).transpose(-1, -2)
+    result: Tensor = rows if rows.shape[-1] == size else rows.unflatten(-1, (size, -1)).transpose(-1, -2)
     return result
 
 

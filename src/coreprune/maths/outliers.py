@@ -46,10 +46,10 @@ def brought(readings: Sequence[Reading], units: int) -> Tensor:
         >>> brought([Reading(torch.tensor([[1.0, 1.0]]), torch.zeros(2), G)], 2).tolist()
         [0.75, 0.25]
     """
-    energies = [reading.covariance.diagonal().double() * reading.squares.double() for reading in readings]
     blocks = [reading.block for reading in readings]
-    each = [e if b == 1 else e.reshape(units, b).sum(1) for e, b in zip(energies, blocks, strict=True)]
-    found = torch.stack(each).cpu()
+    variances, squares = zip(*((reading.covariance.diagonal(), reading.squares) for reading in readings), strict=True)
+    energies = (torch.cat(variances).double() * torch.cat(squares).double()).split([units * b for b in blocks])
+    found = torch.stack([e if b == 1 else e.reshape(units, b).sum(1) for e, b in zip(energies, blocks, strict=True)]).cpu()
     return (found / found.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)
 
 

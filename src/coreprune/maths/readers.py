@@ -154,15 +154,16 @@ def replace_for(readings: Sequence[Reading], kept: Tensor, path: Path | None = N
     found: list[Coreset] = []
     for part in _alike(readings):
         b, G = part[0].block, part[0].covariance
-        if isinstance(G, LowRank) and b == 1:
-            mixes: Sequence[Tensor | Thin] = [lowrank.replacement(G, kept)]
-        elif path is not None and b == 1:
-            mixes = [replaced(Law(part[0].moments), path).mix]
-        else:
-            mixes = list(_optimal(part, _entries(kept, b)).unbind())
-        for reading, T in zip(part, mixes, strict=True):
-            m = reading.mean
-            found.append(Coreset(kept, T, m - T @ m[_entries(kept, b)] if reading.constant else None))
+        if len(part) == 1 and b == 1 and (path is not None or isinstance(G, LowRank)):
+            T = lowrank.replacement(G, kept) if isinstance(G, LowRank) else replaced(Law(part[0].moments), path).mix
+            m = part[0].mean
+            found.append(Coreset(kept, T, m - T @ m[kept] if part[0].constant else None))
+            continue
+        entries, m = _entries(kept, b), _stacked([reading.mean for reading in part])
+        T = _optimal(part, entries)
+        t = m - (T @ m.index_select(1, entries)[:, :, None])[:, :, 0]
+        each = zip(part, T, t, strict=True)
+        found += [Coreset(kept, mix, offset if reading.constant else None) for reading, mix, offset in each]
     return found
 
 
@@ -274,8 +275,14 @@ def _alike(readings: Sequence[Reading]) -> Iterator[Sequence[Reading]]:
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:
-    """Several tensors as one, without a copy if it is one."""
-    return values[0][None] if len(values) == 1 else torch.stack(list(values))
+    """Several tensors as one, without a copy if it is one or they lie beside each other."""
+    first, step = values[0], values[0].numel() * values[0].element_size()
+    memory = first.untyped_storage().data_ptr()
+    for i, value in enumerate(values):
+        beside = value.data_ptr() == first.data_ptr() + i * step and value.untyped_storage().data_ptr() == memory
+        if not (beside and value.is_contiguous() and value.shape == first.shape):
+            return torch.stack(list(values))
+    return first.as_strided((len(values), *first.shape), (first.numel(), *first.stride()))
 
 
 def _thin(readings: Sequence[Reading]) -> bool:
@@ -287,7 +294,8 @@ def _shares(readings: Sequence[Reading]) -> list[tuple[float, float]]:
     """By what each reader's covariance and M are divided in the pooled problem."""
     if len(readings) == 1:
         return [(1.0, 1.0)]
-    scales = [max(float(reading.covariance.diagonal().mean()), 1e-30) for reading in readings]
+    variances = torch.stack([reading.covariance.diagonal() for reading in readings])
+    scales = variances.mean(1).clamp(min=1e-30).tolist()
     totals = [1.0 if reading.cost else max(reading.energy, 1e-30) for reading in readings]
     return [(s * len(readings), e / s) for s, e in zip(scales, totals, strict=True)]
 

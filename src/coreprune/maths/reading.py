@@ -103,7 +103,8 @@ class Reading:
         if self.about is None:
             return self.energy
         mean, covariance = self.about
-        constant = float((self.matrix @ mean.to(self.mean)).square().sum())
+        m = mean.to(self.mean)
+        constant = float((self.matrix @ m).square().sum() if self.narrow or not isinstance(self.covariance, Tensor) else m @ self.gram @ m)
         if constant < NEARLY_ALL * self.energy:
             return self.energy - constant
         return replace(self, covariance=covariance, about=None, known=None).energy
