@@ -73,7 +73,10 @@ def _fed(
     captured: Captured, tensors: Mapping[str, Tensor], arguments: Arguments, device: torch.device
 ) -> Sequence[Any]:
     """Values of the graph's placeholders, copies of those that the code writes into."""
-    changed = written_into(captured.graph.graph)
+    known: dict[str, set[str]] = captured.graph.meta
+    if "written" not in known:
+        known["written"] = written_into(captured.graph.graph)
+    changed = known["written"]
     holders = [n.name for n in captured.graph.graph.nodes if n.op == "placeholder"]
     feed = captured.feed(tensors, arguments)
     for i, (name, value) in enumerate(zip(holders, feed, strict=True)):
@@ -255,7 +258,7 @@ class _Runner(fx.Interpreter):
     def go(self, feed: Sequence[Any], *, complete: bool = True) -> Any:
         """The output for values of the placeholders."""
         self.env, self.args_iter = {}, iter(feed)
-        waiting = {node for node in self.graph.nodes if self._within(node)}
+        waiting = set() if complete else {node for node in self.graph.nodes if self._within(node)}
         for node in self.graph.nodes:
             if not complete and not waiting:
                 return None

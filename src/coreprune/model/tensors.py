@@ -13,6 +13,8 @@ __all__ = ["check_marks", "marks_of", "narrow", "tensors_of"]
 
 #: entries of a tensor that its mark is of, and how far apart, as a share of the norm, marks of one tensor may be
 ENTRIES, APART = 2**16, 0.02
+#: entries up to which tensors of one size are marked at once
+FEW = 2**12
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -35,12 +37,16 @@ def marks_of(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, l
         >>> marks_of({"w": torch.tensor([3.0, 4.0])}, ["w"])
         {'w': [2, 7.0, 5.0]}
     """
-    found = {}
-    for name in dict.fromkeys(names):
-        values = tensors[name].detach().flatten()
-        some = values[:: max(1, values.numel() // ENTRIES)].double()
-        found[name] = [values.numel(), float(some.sum()), float(some.norm())]
-    return found
+    found: dict[str, list[float]] = {}
+    alike: dict[object, list[str]] = {}
+    values = {name: tensors[name].detach().flatten() for name in dict.fromkeys(names)}
+    for name, one in values.items():
+        alike.setdefault((one.dtype, one.device, one.numel()) if one.numel() <= FEW else name, []).append(name)
+    for group in alike.values():  # the vectors of norms are many, and small
+        rows = torch.stack([values[name][:: max(1, values[name].numel() // ENTRIES)] for name in group]).double()
+        marks = zip(group, rows.sum(1).tolist(), rows.norm(dim=1).tolist(), strict=True)
+        found |= {name: [values[name].numel(), *mark] for name, *mark in marks}
+    return {name: found[name] for name in values}
 
 
 def check_marks(marks: Mapping[str, Sequence[float]], tensors: Mapping[str, Tensor], what: str) -> None:
