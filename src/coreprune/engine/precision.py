@@ -18,7 +18,7 @@ from coreprune.engine.double import name_of
 from coreprune.model.capture import Captured
 from coreprune.model.tensors import narrow
 
-__all__ = ["product", "reduced"]
+__all__ = ["multiplies", "product", "reduced"]
 
 #: operators that read images
 _CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.", "aten.conv3d.")
@@ -49,6 +49,16 @@ def reduced(captured: Captured, tensors: Mapping[str, Tensor], *, images: bool =
         for read in node.all_input_nodes:
             (matrices if read is matrix else others).add(captured.states.get(read.name))
     return {**tensors, **{name: tensors[name].detach().to(torch.bfloat16) for name in matrices - others if name}}
+
+
+def multiplies(operator: Any) -> bool:
+    """Whether an operator is one that `product` knows.
+
+    Example:
+        >>> multiplies(torch.ops.aten.linear.default), multiplies(torch.ops.aten.relu.default)
+        (True, False)
+    """
+    return name_of(operator).startswith(_CONVOLUTIONS) or _operands(operator) is not None
 
 
 def product(operator: Any, args: Sequence[Any]) -> Tensor | None:

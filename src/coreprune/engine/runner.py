@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.engine.double import mapped, name_of, wide, written
 from coreprune.engine.norms import Norms, normalised, normalises
-from coreprune.engine.precision import product
+from coreprune.engine.precision import multiplies, product
 from coreprune.engine.schedule import ends_of, scheduled, written_into
 from coreprune.model.capture import Arguments, Captured
 from coreprune.model.shapes import shaped
@@ -296,35 +297,72 @@ class _Runner(fx.Interpreter):
             seen = self._how.hook(tap, new.get(tap.operand, self.env[operand])) if self._how.hook else None
             if seen is not None:
                 new[tap.operand] = seen
-        args, kwargs = fx.map_arg((n.args, n.kwargs), lambda a: new[a.name] if a.name in new else self.env[a])
+        known = self.env.__getitem__
+        args, kwargs = fx.map_arg((n.args, n.kwargs), (lambda a: new.get(a.name, known(a))) if new else known)
         if self._how.widened:
             args, kwargs = mapped(wide, (args, kwargs))
-        if any(isinstance(a, torch.device) for a in (*args, *kwargs.values())):
-            return mapped(lambda a: self._how.device if isinstance(a, torch.device) else a, (args, kwargs))
+        if n.op == "call_function" and _kind(n.target).placed:
+            args, kwargs = mapped(lambda a: self._how.device if isinstance(a, torch.device) else a, (args, kwargs))
         return args, kwargs
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """One operator; what only asserts is left out."""
-        name = name_of(target)
-        if name.startswith(_ASSERTS):
+        kind = _kind(target)
+        if kind.asserts:
             return None
-        bodies = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
-        if bodies and name.startswith("wrap_with"):  # a block under no_grad, or under autocast
-            return _Runner(args[bodies[0]], self._how).go(args[bodies[0] + 1 :])
-        if self._how.device.type == "meta" and name in _QUICK and not kwargs:
+        if kind.runs and any(isinstance(a, fx.GraphModule) for a in args):  # a block under no_grad, or under autocast
+            at = next(i for i, a in enumerate(args) if isinstance(a, fx.GraphModule))
+            return _Runner(args[at], self._how).go(args[at + 1 :])
+        if kind.quick and self._how.device.type == "meta" and not kwargs:
             return shaped(target, args)
-        if self._how.forced and normalises(target):
-            whole = name.startswith("aten.batch_norm")
+        if kind.normalises and self._how.forced:
+            whole = name_of(target).startswith("aten.batch_norm")
             if not (whole and args[5]) and args[3] is not None:
                 taking = self._how.norms.taking(self._at) if self._how.norms and self._at else None
                 result = normalised(args[:5], args[7] if whole else args[6], taking)
                 return result if whole else (result, result.new_empty(0), result.new_empty(0))
-        if name in _GROUPED and len(args) > 6 and args[6] > 1:  # as many as the tensors, which may be cut, tell
+        if kind.grouped and len(args) > 6 and args[6] > 1:  # as many as the tensors, which may be cut, tell
             args = (*args[:6], args[0].shape[1 - args[1].dim()] // args[1].shape[1])
-        if name.startswith(_SIZED) and self._at is not None:
+        if kind.sized and self._at is not None:
             args = _as_many(self._at, args)
-        mixed = product(target, args)
-        return super().call_function(target, args, kwargs) if mixed is None else mixed
+        mixed = product(target, args) if kind.multiplies else None
+        return target(*args, **kwargs) if mixed is None else mixed
+
+
+class _Kind(NamedTuple):
+    """What a run has to know of an operator.
+
+    Attributes:
+        asserts: and does nothing else. runs: a graph within the graph. normalises: as a BatchNorm.
+        quick: on the meta device. grouped: a convolution. sized: has the sizes of its result.
+        multiplies: by a matrix. placed: may have a device among its arguments.
+    """
+
+    asserts: bool
+    runs: bool
+    quick: bool
+    normalises: bool
+    grouped: bool
+    sized: bool
+    multiplies: bool
+    placed: bool
+
+
+@cache
+def _kind(operator: Any) -> _Kind:
+    """The kind of an operator, which is asked for at every node of every run."""
+    name = name_of(operator)
+    schema = getattr(operator, "_schema", None)
+    return _Kind(
+        name.startswith(_ASSERTS),
+        name.startswith("wrap_with"),
+        name in _QUICK,
+        normalises(operator),
+        name in _GROUPED,
+        name.startswith(_SIZED),
+        multiplies(operator),
+        schema is None or any("Device" in str(argument.type) for argument in schema.arguments),
+    )
 
 
 def _located(graph: fx.GraphModule, taps: Iterable[Tap]) -> dict[fx.Node, list[Tap]]:
