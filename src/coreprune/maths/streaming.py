@@ -128,9 +128,9 @@ def _add_product(total: Tensor, A: Tensor, B: Tensor, beta: Literal[0, 1]) -> No
 
 
 def mirrored(total: Tensor) -> Tensor:
-    """The matrix with the blocks below the diagonal those above it, and symmetric to the last bit; works in place.
+    """The matrix with the blocks below the diagonal those above it, and symmetric to the last bit.
 
-    Of matrices of fewer than WIDE columns there may be several.
+    One of WIDE columns or more is worked on in place. Of smaller ones there may be several, which stay as they are.
 
     Example:
         >>> mirrored(torch.tensor([[1.0, 2.0], [2.0, 5.0]])).tolist()
@@ -138,10 +138,11 @@ def mirrored(total: Tensor) -> Tensor:
     """
     n = total.shape[-1]
     if n < WIDE:
-        total.copy_((total + total.mT).div_(2))  # a product need not be symmetric
-        return total
+        return (total + total.mT).div_(2)  # a product need not be symmetric
     half = n // 2
-    mirrored(total[:half, :half])
-    mirrored(total[half:, half:])
+    for block in (total[:half, :half], total[half:, half:]):
+        done = mirrored(block)
+        if done is not block:
+            block.copy_(done)
     total[half:, :half] = total[:half, half:].T
     return total

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,12 @@ def loading(place: str, opens: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers, of those that are installed."""
+    return dict(_installed())
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """The same, read from disk once."""
     found = {"python": platform.python_version()}
     for name in ("coreprune", "torch", "transformers", "numpy", "safetensors"):
         try:
