@@ -34,7 +34,7 @@ from coreprune.maths.readers import (
     replace_for,
     spread,
 )
-from coreprune.maths.reading import Reading, beside, squares, weighed
+from coreprune.maths.reading import Reading, beside, in_parts, squares, stacked, weighed
 from coreprune.maths.select import Path
 from coreprune.maths.shrink import shrunk
 from coreprune.model.capture import Arguments, first_line
@@ -257,8 +257,9 @@ def _spreads(seen: Sequence[Observed]) -> list[Tensor | LowRank]:
     found = [one.covariance for one in seen]
     dense = [G for G in found if isinstance(G, Tensor) and len(G) <= _DOUBLE]
     if len(dense) == len(found) and len({G.shape for G in dense}) == 1:
-        several = dense[0][None] if len(dense) == 1 else torch.stack(dense)
-        return list(cast("Tensor", shrunk(several.double(), torch.tensor([one.count for one in seen]))))
+        counts = torch.tensor([one.count for one in seen])
+        parts = zip(in_parts(dense, len(dense[0])), in_parts(counts, len(dense[0])), strict=True)
+        return [G for several, many in parts for G in cast("Tensor", shrunk(stacked(several).double(), many))]
     kinds = [torch.float64 if one.mean.numel() <= _DOUBLE else torch.float32 for one in seen]
     return [shrunk(one.covariance.to(kind), one.count) for one, kind in zip(seen, kinds, strict=True)]
 

@@ -65,7 +65,9 @@ def normalised(operands: Sequence[Any], eps: float, take: Take | None = None) ->
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel of (N, C, …)."""
-    if _lies_by_pixels(x):  # what PyTorch sums up in turn is precise enough for variances about a mean, and not for means
+    if _lies_by_pixels(
+        x
+    ):  # what PyTorch sums up in turn is precise enough for variances about a mean, and not for means
         return x.mean((0, 2, 3)), torch.batch_norm_update_stats(x, None, None, 0.0)[1]
     flat = x.flatten(2) if x.dim() > 2 else x.T[None]
     mean, square = flat.mean(2).mean(0), _mean_square(flat)

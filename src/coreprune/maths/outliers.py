@@ -49,7 +49,9 @@ def brought(readings: Sequence[Reading], units: int) -> Tensor:
     blocks = [reading.block for reading in readings]
     variances, squares = zip(*((reading.covariance.diagonal(), reading.squares) for reading in readings), strict=True)
     energies = (torch.cat(variances).double() * torch.cat(squares).double()).split([units * b for b in blocks])
-    found = torch.stack([e if b == 1 else e.reshape(units, b).sum(1) for e, b in zip(energies, blocks, strict=True)]).cpu()
+    found = torch.stack(
+        [e if b == 1 else e.reshape(units, b).sum(1) for e, b in zip(energies, blocks, strict=True)]
+    ).cpu()
     return (found / found.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)
 
 

@@ -36,7 +36,7 @@ from coreprune.maths.layer import Coreset, Layer, Thin, changed
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.products import product
 from coreprune.maths.propagate import Law
-from coreprune.maths.reading import Reading, inner, root
+from coreprune.maths.reading import Reading, in_parts, inner, root, stacked
 from coreprune.maths.reweight import RIDGE, solve
 from coreprune.maths.select import Path
 
@@ -159,7 +159,7 @@ def replace_for(readings: Sequence[Reading], kept: Tensor, path: Path | None = N
             m = part[0].mean
             found.append(Coreset(kept, T, m - T @ m[kept] if part[0].constant else None))
             continue
-        entries, m = _entries(kept, b), _stacked([reading.mean for reading in part])
+        entries, m = _entries(kept, b), stacked([reading.mean for reading in part])
         T = _optimal(part, entries)
         t = m - (T @ m.index_select(1, entries)[:, :, None])[:, :, 0]
         each = zip(part, T, t, strict=True)
@@ -169,7 +169,7 @@ def replace_for(readings: Sequence[Reading], kept: Tensor, path: Path | None = N
 
 def _optimal(readings: Sequence[Reading], entries: Tensor) -> Tensor:
     """T of readers that are alike, (R, n·b, k·b), for the entries of the kept units."""
-    G = _stacked([reading.moments.covariance for reading in readings])
+    G = stacked([reading.moments.covariance for reading in readings])
     gone = torch.ones(G.shape[1], dtype=torch.bool).index_fill_(0, entries, False).nonzero()[:, 0]
     X = G.index_select(2, entries)
     T = torch.zeros_like(X)
@@ -195,12 +195,12 @@ def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[flo
         if part[0].narrow:
             found.append(_narrow_error(part[0], mixed[0], entries))
             continue
-        m = _stacked([reading.mean for reading in part])
-        T = _stacked([_written_out(coreset, reading, entries) for coreset, reading in zip(mixed, part, strict=True)])
+        m = stacked([reading.mean for reading in part])
+        T = stacked([_written_out(coreset, reading, entries) for coreset, reading in zip(mixed, part, strict=True)])
         gap = m - (T @ m.index_select(1, entries)[:, :, None])[:, :, 0]
         if any(one.offset is not None for one in mixed):
-            gap -= _stacked([m[0] * 0 if one.offset is None else one.offset.to(m.dtype) for one in mixed])
-        G, M = (_stacked(list(each)) for each in zip(*((r.covariance, r.gram) for r in part), strict=True))
+            gap -= stacked([m[0] * 0 if one.offset is None else one.offset.to(m.dtype) for one in mixed])
+        G, M = (stacked(list(each)) for each in zip(*((r.covariance, r.gram) for r in part), strict=True))
         outside = ((M @ gap[:, :, None])[:, :, 0] * gap).sum(1)
         at = changed(T, entries)
         T, M, own = T.index_select(1, at), _between(M, at, at), G.index_select(1, at)
@@ -271,18 +271,8 @@ def _alike(readings: Sequence[Reading]) -> Iterator[Sequence[Reading]]:
         return (at if many else -1, one.block, one.mean.shape, one.mean.dtype)
 
     for _, part in groupby(range(len(readings)), kind):
-        yield [readings[at] for at in part]
-
-
-def _stacked(values: Sequence[Tensor]) -> Tensor:
-    """Several tensors as one, without a copy if it is one or they lie beside each other."""
-    first, step = values[0], values[0].numel() * values[0].element_size()
-    memory = first.untyped_storage().data_ptr()
-    for i, value in enumerate(values):
-        beside = value.data_ptr() == first.data_ptr() + i * step and value.untyped_storage().data_ptr() == memory
-        if not (beside and value.is_contiguous() and value.shape == first.shape):
-            return torch.stack(list(values))
-    return first.as_strided((len(values), *first.shape), (first.numel(), *first.stride()))
+        alike = [readings[at] for at in part]
+        yield from in_parts(alike, alike[0].mean.numel())
 
 
 def _thin(readings: Sequence[Reading]) -> bool:

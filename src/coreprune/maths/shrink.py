@@ -56,7 +56,9 @@ def shrunk(covariance: Tensor | LowRank, count: int | Tensor) -> Tensor | LowRan
         return covariance
     correlation.diagonal(dim1=-2, dim2=-1).zero_()
     low, high = (float(end) for end in torch.aminmax(correlation))
-    copies = (correlation.abs() >= 1 - COPY) & (many >= FEWEST)[..., None, None] if max(high, -low) >= 1 - COPY else None
+    copies = (
+        (correlation.abs() >= 1 - COPY) & (many >= FEWEST)[..., None, None] if max(high, -low) >= 1 - COPY else None
+    )
     result = torch.mul(covariance, 1 - rho, out=correlation)
     result.diagonal(dim1=-2, dim2=-1).copy_(own)
     if copies is not None:
