@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -159,7 +159,12 @@ class _Census:
         ]
         self.places = [place for _, place in sorted(places)]
         self.starts = np.array([start for start, _ in sorted(places)], dtype=np.int64)
-        self.at = {(name, a): self.of[ids] for name, axes in walk.axes.items() for a, ids in enumerate(axes)}
+        equal: dict[bytes, Ids] = {}  # as the four vectors of a BatchNorm are: what is found of one holds of all
+        self.at = {
+            (name, a): equal.setdefault(of.tobytes(), of)
+            for name, axes in walk.axes.items()
+            for a, of in enumerate(self.of[ids] for ids in axes)
+        }
         self.read: dict[Place, list[Read]] = {}
         for read in walk.reads:
             self.read.setdefault(self._place(int(read.weight[0])), []).append(read)
@@ -215,15 +220,18 @@ class _Census:
         random = np.random.Generator(np.random.PCG64(0))
         signature = np.zeros(self.count, dtype=np.uint64)
         reads, owns = np.zeros(self.count, dtype=bool), np.zeros(self.count, dtype=bool)
-        for place in self.places:
+        every, is_read = random.integers(1, 2**63, (len(self.places), 2), dtype=np.uint64), np.zeros_like(reads)
+        for place, keys in zip(self.places, every, strict=True):
             classes, role = self.at[place], self._roles(place)
-            keys = random.integers(1, 2**63, 2, dtype=np.uint64)
             np.add.at(signature, classes, np.where(role, keys[1], keys[0]))
             reads[classes[role]] = True
             owns[classes[~role]] = True
             if role.any():
                 written = classes if place in self.made else classes[~role]
-                for one in np.intersect1d(classes[role], written).tolist():
+                is_read[classes[role]] = True
+                both = np.unique(written[is_read[written]])
+                is_read[classes[role]] = False
+                for one in both.tolist():
                     self.frozen.setdefault(one, f"is both written and read along axis {place[1]} of {place[0]}")
         held = np.zeros(self.count, dtype=bool)
         held[list(self.frozen)] = True
@@ -237,8 +245,10 @@ class _Census:
         first = np.full(self.count, -1, dtype=np.int64)
         for i, group in enumerate(groups):
             first[group] = i
+        held_by: dict[int, list[int]] = {}
         for place in self.places:
-            for i in np.unique(first[self.at[place]]).tolist():
+            at = self.at[place]
+            for i in held_by.get(id(at)) or held_by.setdefault(id(at), np.unique(first[at]).tolist()):
                 if i >= 0:
                     self.homes.setdefault(int(groups[i][0]), []).append(place)
         return groups
@@ -256,7 +266,7 @@ class _Census:
         positions = np.full(classes.size, seen.size)
         np.minimum.at(positions, seen[seen >= 0], np.flatnonzero(seen >= 0))
         rank[classes[np.argsort(positions, kind="stable")]] = np.arange(classes.size)
-        located = {p: locations_of(p, rank[self.at[p]], classes.size, whole=False) for p in own}
+        located = dict(self._located(own, rank, classes.size))
         bias = self.made[first][0].bias if makers else ""
         incoming, *rest = located.pop(first)
         at_bias, *more = located.pop((bias, 0), [Location("", 0)])
@@ -280,6 +290,15 @@ class _Census:
             made.append(Maker(at, self.made[place][0].bias, self.made[place][0].norm))
         return site, tuple(taps for _, taps in readers), tuple(made)
 
+    def _located(self, places: Sequence[Place], rank: Ids, units: int) -> Iterator[tuple[Place, list[Location]]]:
+        """Where the units lie in each place."""
+        known: dict[int, list[Location]] = {}
+        for place in places:
+            at = self.at[place]
+            if id(at) not in known:
+                known[id(at)] = locations_of(place, rank[at], units, whole=False)
+            yield place, [Location(*place, one.start, one.span, one.order) for one in known[id(at)]]
+
     def _reader(self, place: Place, rank: Ids, units: int) -> tuple[Reader, tuple[Tap, ...]]:
         labels = self._labels(place)
         at = locations_of(place, rank[self.at[place]], units, whole=True)[0]
@@ -292,7 +311,8 @@ class _Census:
             where = np.full(labels.size, -1, dtype=np.int64)
             where[read.weight - labels[0]] = np.arange(read.weight.size)
             seen.append(where[entries])
-            block = max(block, np.unique(read.ids[seen[-1][0]]).size)
+            ids = read.ids[seen[-1][0]]
+            block = max(block, np.unique(ids).size if ids.size > 1 else 1)
         if at.span % block:  # some of its entries are equal, and some are not
             block = at.span
         taps = tuple(
@@ -325,7 +345,9 @@ class _Census:
         if first[0] in self.experts:
             return "experts"
         spatial = any(len(self.walk.axes[p[0]]) > 2 for p in makers)
-        twice = int(np.isin(self.at[first], classes).sum()) > classes.size
+        own = np.zeros(self.count, dtype=bool)
+        own[classes] = True
+        twice = int(own[self.at[first]].sum()) > classes.size
         if self.gated[one] and not spatial and (len(makers) == 2 or (len(makers) == 1 and twice)):
             return "gated"
         if len(makers) > 1 and not (self.gated[one] and len(makers) == 2):

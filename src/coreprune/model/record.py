@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -145,6 +145,7 @@ _FUNCTIONS: dict[Any, Callable[..., _Call]] = {
 }
 #: those of them that take many steps on shapes
 _QUICK = {F.batch_norm, F.relu, F.silu, F.hardswish, F.hardsigmoid, torch.conv2d}
+_JOINING = {torch.cat, torch.concat}
 #: methods that ask a tensor for something that is no tensor, beside its attributes
 _ASKING = {Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.__len__, Tensor.is_floating_point}
 _WEIGHTED = {_aten.conv2d.default, _aten.linear.default}
@@ -272,7 +273,7 @@ class _Recorder(TorchFunctionMode):
 
 
 class Shapes(TorchFunctionMode):
-    """Context in which BatchNorms and activations on the meta device give shapes without PyTorch's many steps.
+    """Context in which what networks do most on the meta device gives shapes without PyTorch's many steps.
 
     Example:
         >>> with torch.no_grad(), Shapes():
@@ -283,9 +284,11 @@ class Shapes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """One function of PyTorch."""
         kwargs = kwargs or {}
-        if func in _QUICK and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            operator, given = _FUNCTIONS[func](*args, **kwargs)
-            return given[0] if operator.overloadpacket.__name__.endswith("_") else shaped(operator, given)
+        first = args[0][0] if func in _JOINING and args and args[0] else args[0] if args else None
+        if (func in _QUICK or func in _JOINING) and isinstance(first, Tensor) and first.is_meta:
+            with suppress(_Unknown):
+                operator, given = _FUNCTIONS[func](*args, **kwargs)
+                return given[0] if operator.overloadpacket.__name__.endswith("_") else shaped(operator, given)
         return func(*args, **kwargs)
 
 

@@ -219,7 +219,7 @@ def _part(many: Sequence[_Placed], before: Ids, after: Ids, device: torch.device
 def straight(positions: Ids) -> slice | Ids:
     """Positions as a slice if they follow each other."""
     first = int(positions[0]) if positions.size else 0
-    if not positions.size or (positions[-1] - first == positions.size - 1 and bool((np.diff(positions) == 1).all())):
+    if not positions.size or (positions[-1] - first == positions.size - 1 and bool((positions[1:] - positions[:-1] == 1).all())):
         return slice(first, first + positions.size)
     return positions
 
@@ -235,7 +235,7 @@ def runs(positions: Ids, device: torch.device) -> Laid:
     found = places(positions, device)
     if isinstance(found, slice):
         return found
-    starts = np.flatnonzero(np.diff(positions, prepend=positions[0]) != 1)
+    starts = np.concatenate([[0], np.flatnonzero(positions[1:] - positions[:-1] != 1) + 1])
     length = int(np.gcd.reduce(np.concatenate([[positions.size], starts, positions[starts]])))
     return Runs(found[::length] // length, length) if length > 1 else found
 
