@@ -74,16 +74,18 @@ def name_of(operator: Any) -> str:
     return str(operator)
 
 
+@cache
 def aliases(operator: Any) -> bool:
     """Whether an operator returns its first operand, or a view of it."""
     schema = getattr(operator, "_schema", None)
     return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
 
-def written(operator: Any) -> list[int]:
+@cache
+def written(operator: Any) -> tuple[int, ...]:
     """Which operands an operator writes into."""
     arguments = getattr(getattr(operator, "_schema", None), "arguments", ())
-    return [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+    return tuple(i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
 
 
 class Double(TorchDispatchMode):

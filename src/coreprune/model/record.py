@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -106,15 +107,22 @@ def _added(x: Tensor, y: Any, *, alpha: int = 1) -> _Call:
     return _aten.add_.Tensor, _sum(x, y, alpha=alpha)[1]
 
 
+@cache
+def _arguments(operator: Any) -> tuple[Any, ...]:
+    """The arguments of an operator's schema, which PyTorch makes anew each time they are asked for."""
+    return tuple(operator._schema.arguments)
+
+
 def _same(operator: Any) -> Callable[..., _Call]:
     """A function whose arguments are its operator's."""
 
     def call(*args: Any, **kwargs: Any) -> _Call:
-        names = [argument.name for argument in operator._schema.arguments]
+        arguments = _arguments(operator)
+        names = [argument.name for argument in arguments]
         if not set(kwargs) <= set(names):
             raise _Unknown
         named = dict(zip(names, args, strict=False)) | kwargs
-        known = {a.name: named.get(a.name, a.default_value) for a in operator._schema.arguments}
+        known = {a.name: named.get(a.name, a.default_value) for a in arguments}
         return operator, tuple(known.values())
 
     return call
@@ -294,7 +302,7 @@ class Shapes(TorchFunctionMode):
 
 def _trimmed(operator: Any, args: Sequence[Any]) -> Iterator[Any]:
     """The arguments as the dispatcher sees them: lists where it has lists, and no default at the end."""
-    arguments = operator._schema.arguments
+    arguments = _arguments(operator)
     new = []
     for argument, value in zip(arguments, args, strict=False):
         if argument.N and isinstance(value, int):

@@ -240,7 +240,8 @@ def follow(model: nn.Module, cuts: Iterable[Shrunk]) -> list[Followed]:
 def _held(module: nn.Module, table: Mapping[str, Rule], *, config: bool) -> list[str]:
     """Names in the table that a module holds, and fields of a configuration that it reads."""
     fields = _CONFIGURED.get(type(module).__name__, ()) if config else ()
-    return [*(name for name in table if name in vars(module)), *(f"config.{name}" for name in fields)]
+    own = vars(module).keys() & table.keys()  # of most modules nothing
+    return [*(name for name in table if name in own), *(f"config.{name}" for name in fields)] if own or fields else []
 
 
 def _changes(
