@@ -264,8 +264,8 @@ FAULTS = [
         """),
     *_of("maths/readers.py", "tests/maths/test_readers.py", rows="""
         replace_for | the constant is the mean itself
-        m - T @ m[_entries(kept, b)] if reading.constant
-        m if reading.constant
+        offsets = m - (mixes @ m.index_select(1, entries)[:, :, None])[:, :, 0]
+        offsets = m
         errors | true of optimal weights alone
         2 * X - _times(T, inner)
         X
@@ -279,8 +279,8 @@ FAULTS = [
         clamp(min=0) + outside
         clamp(min=0)
         errors | the constant of the coreset is added, not taken away
-        gap -= _stacked
-        gap += _stacked
+        gap -= stacked
+        gap += stacked
         """),
     *_of("maths/kernel.py", "tests/maths/test_kernel.py", rows="""
         replaced | weights are left in units of the kept units' deviations
@@ -563,11 +563,27 @@ FAULTS = [
         self.squares / self.count - mean.square()
         self.squares / self.count
         """),
+    *_of("engine/norms.py", "tests/engine/test_norms.py", rows="""
+        normalised | the running variance, which the output had in training, is forgotten
+        torch.where(moves, v / variance, 1.0) * spread
+        torch.where(moves, v, spread)
+        normalised | constant channels have no statistics
+        own = torch.where(moves, m, mean)
+        own = m
+        """),
+    *_of("maths/reading.py", "tests/maths/test_reading.py", rows="""
+        stacked | what lies between is not looked for
+        value.data_ptr() == first.data_ptr() + i * step and
+        value.data_ptr() >= first.data_ptr() and
+        stacked | matrices that lie across are taken as they are
+        beside and value.is_contiguous()
+        beside
+        """),
     # ------------------------------------------------------------ massive units
     *_of("maths/outliers.py", "tests/maths/test_outliers.py", "tests/engine/test_massive.py", rows="""
         brought | what a reader weighs is forgotten
-        reading.covariance.diagonal().double() * reading.squares.double()
-        reading.covariance.diagonal().double()
+        torch.cat(variances).double() * torch.cat(squares).double()
+        torch.cat(variances).double()
         brought | the largest reader decides
         found / found.sum(1, keepdim=True).clamp(min=1e-300)
         found

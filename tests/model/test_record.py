@@ -153,3 +153,13 @@ def test_inputs_that_are_no_tensors_are_left_to_the_exporter():
     model, x = Calls(lambda self, x: x), torch.randn(2, 4)
     with torch.no_grad():
         assert recorded(model, ([x],), {}) is None and recorded(model, (x, 3), {}) is None
+
+
+def test_the_graph_computes_what_the_network_does_when_it_is_called():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        graph, states, (name,) = recorded(model, (x,), {})
+        tensors = model.state_dict() | {name: x}
+        held = [tensors[states.get(n.name, n.name)] for n in graph.graph.nodes if n.op == "placeholder"]
+        for _ in range(2):  # the first call writes the code
+            assert torch.equal(graph(*held)[0], model(x))

@@ -57,9 +57,10 @@ def reconstructed(value: Tensor, tap: Tap, coreset: Coreset, *, own: bool = Fals
         piece = result if along is None or many >= length else result.narrow(along, low, min(many, length - low))
         left = piece.index_select(axis, places).movedim(axis, 0)
         rest, left = left.shape[1:], left.reshape(kept.numel() * each, -1)
-        if mix.dim() > 1:
-            plain = isinstance(mix, Tensor) and isinstance(offset, Tensor)
-            new = torch.addmm(offset, mix, left) if plain else mix @ left + offset
+        if isinstance(mix, Tensor) and mix.dim() > 1 and isinstance(offset, Tensor):
+            new = torch.addmm(offset, mix, left)
+        elif mix.dim() > 1:
+            new = mix @ left + offset
         else:
             new = left.new_zeros(n * each, left.shape[1])
             new.unflatten(0, (n, each))[kept] = (left * cast("Tensor", mix)[:, None]).unflatten(0, (-1, each))

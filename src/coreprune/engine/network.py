@@ -257,9 +257,10 @@ def _spreads(seen: Sequence[Observed]) -> list[Tensor | LowRank]:
     found = [one.covariance for one in seen]
     dense = [G for G in found if isinstance(G, Tensor) and len(G) <= _DOUBLE]
     if len(dense) == len(found) and len({G.shape for G in dense}) == 1:
-        counts = torch.tensor([one.count for one in seen])
-        parts = zip(in_parts(dense, len(dense[0])), in_parts(counts, len(dense[0])), strict=True)
-        return [G for several, many in parts for G in cast("Tensor", shrunk(stacked(several).double(), many))]
+        size = len(dense[0])
+        parts = zip(in_parts(dense, size), in_parts([one.count for one in seen], size), strict=True)
+        together = (cast("Tensor", shrunk(stacked(some).double(), torch.tensor(many))) for some, many in parts)
+        return [G for part in together for G in part]
     kinds = [torch.float64 if one.mean.numel() <= _DOUBLE else torch.float32 for one in seen]
     return [shrunk(one.covariance.to(kind), one.count) for one, kind in zip(seen, kinds, strict=True)]
 

@@ -59,8 +59,9 @@ def normalised(operands: Sequence[Any], eps: float, take: Take | None = None) ->
             moves = v > 1e-12 * m.square()
             own = torch.where(moves, m, mean)
             spread = torch.where(moves, v / variance, 1.0) * spread
-    given = (value if value is None else value.to(x.dtype) for value in (own, spread, weight, bias))
-    return F.batch_norm(x, *given, eps=0.0)
+    own, spread = own.to(x.dtype), spread.to(x.dtype)
+    weight, bias = (value if value is None else value.to(x.dtype) for value in (weight, bias))
+    return F.batch_norm(x, own, spread, weight, bias, eps=0.0)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -154,17 +154,23 @@ def replace_for(readings: Sequence[Reading], kept: Tensor, path: Path | None = N
     found: list[Coreset] = []
     for part in _alike(readings):
         b, G = part[0].block, part[0].covariance
-        if len(part) == 1 and b == 1 and (path is not None or isinstance(G, LowRank)):
-            T = lowrank.replacement(G, kept) if isinstance(G, LowRank) else replaced(Law(part[0].moments), path).mix
-            m = part[0].mean
-            found.append(Coreset(kept, T, m - T @ m[kept] if part[0].constant else None))
-            continue
-        entries, m = _entries(kept, b), stacked([reading.mean for reading in part])
-        T = _optimal(part, entries)
-        t = m - (T @ m.index_select(1, entries)[:, :, None])[:, :, 0]
-        each = zip(part, T, t, strict=True)
-        found += [Coreset(kept, mix, offset if reading.constant else None) for reading, mix, offset in each]
+        if isinstance(G, LowRank) and b == 1:
+            found.append(_with_constant(part[0], kept, lowrank.replacement(G, kept)))
+        elif path is not None and b == 1:
+            found.append(_with_constant(part[0], kept, replaced(Law(part[0].moments), path).mix))
+        else:
+            entries, m = _entries(kept, b), stacked([reading.mean for reading in part])
+            mixes = _optimal(part, entries)
+            offsets = m - (mixes @ m.index_select(1, entries)[:, :, None])[:, :, 0]
+            each = zip(part, mixes, offsets, strict=True)
+            found += [Coreset(kept, mix, offset if reading.constant else None) for reading, mix, offset in each]
     return found
+
+
+def _with_constant(reading: Reading, kept: Tensor, mix: Tensor | Thin) -> Coreset:
+    """T with t = m − T m_S, for units of one entry."""
+    m = reading.mean
+    return Coreset(kept, mix, m - mix @ m[kept] if reading.constant else None)
 
 
 def _optimal(readings: Sequence[Reading], entries: Tensor) -> Tensor:

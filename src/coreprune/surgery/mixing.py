@@ -219,8 +219,9 @@ def _part(many: Sequence[_Placed], before: Ids, after: Ids, device: torch.device
 def straight(positions: Ids) -> slice | Ids:
     """Positions as a slice if they follow each other."""
     first = int(positions[0]) if positions.size else 0
-    if not positions.size or (positions[-1] - first == positions.size - 1 and bool((positions[1:] - positions[:-1] == 1).all())):
-        return slice(first, first + positions.size)
+    many = positions.size
+    if not many or (positions[-1] - first == many - 1 and bool((positions[1:] - positions[:-1] == 1).all())):
+        return slice(first, first + many)
     return positions
 
 
