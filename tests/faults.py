@@ -454,7 +454,7 @@ FAULTS = [
     # ------------------------------------------------------------ the check after every cut
     *_of("engine/masking.py", *EQUIVALENCE, rows="""
         reconstructed | the constant is forgotten
-        mix @ left + offset
+        torch.addmm(offset, mix, left)
         mix @ left
         reconstructed | the first units are taken for the kept ones
         kept = coreset.indices.to(device)
