@@ -45,11 +45,20 @@ def test_statistics_are_those_of_the_batch_to_rounding(lies, off):
 
 
 @pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
-def test_channels_that_are_constant_and_small_batches_keep_the_running_statistics(lies):
-    x, norm = given(lies)
-    x[:, 2] = 7.0
+@pytest.mark.parametrize("value", [7.0, 0.1])  # sums of the second are rounded
+def test_channels_that_are_constant_and_small_batches_keep_the_running_statistics(lies, value):
+    x, norm = given(lies, side=64)
+    x[:, 2] = value
     with torch.no_grad():
         torch.testing.assert_close(through(x, norm)[:, 2], norm(x)[:, 2], rtol=1e-5, atol=1e-5)
         few = x[:1, :, :2, :2].contiguous(memory_format=lies)
         assert few[:, 0].numel() < POSITIONS
         torch.testing.assert_close(through(few, norm), norm(few), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_variance_may_be_beyond_the_range_of_half_precision():
+    x, norm = given(torch.contiguous_format)
+    wanted = through(x * 3000, norm)
+    found = through((x * 3000).half(), norm.half())
+    torch.testing.assert_close(found.float(), wanted, rtol=0, atol=2e-2)

@@ -51,14 +51,18 @@ def normalised(operands: Sequence[Any], eps: float, take: Take | None = None) ->
     x, weight, bias, mean, variance = operands
     count = x.numel() // max(x.shape[1], 1)
     own, spread = mean, variance + eps
+    half = x.dtype in {torch.float16, torch.bfloat16}  # whose range a variance may be beyond
     if count >= POSITIONS or take is not None:
-        m, v = _moments(x.detach())
+        m, v = _moments(x.detach().float() if half else x.detach())
         if take is not None:
             take(m, v, count)
         if count >= POSITIONS:
             moves = v > 1e-12 * m.square()
             own = torch.where(moves, m, mean)
             spread = torch.where(moves, v / variance, 1.0) * spread
+    if half:
+        scale = torch.rsqrt(spread)
+        weight, spread = scale if weight is None else weight * scale, torch.ones_like(spread)
     own, spread = own.to(x.dtype), spread.to(x.dtype)
     weight, bias = (value if value is None else value.to(x.dtype) for value in (weight, bias))
     return F.batch_norm(x, own, spread, weight, bias, eps=0.0)
@@ -66,13 +70,13 @@ def normalised(operands: Sequence[Any], eps: float, take: Take | None = None) ->
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel of (N, C, …)."""
-    if _lies_by_pixels(
-        x
-    ):  # what PyTorch sums up in turn is precise enough for variances about a mean, and not for means
-        return x.mean((0, 2, 3)), torch.batch_norm_update_stats(x, None, None, 0.0)[1]
     flat = x.flatten(2) if x.dim() > 2 else x.T[None]
-    mean, square = flat.mean(2).mean(0), _mean_square(flat)
-    variance = square - mean.square()
+    if _lies_by_pixels(x):
+        mean, variance = x.mean((0, 2, 3)), torch.batch_norm_update_stats(x, None, None, 0.0)[1]
+        square = variance + mean.square()
+    else:
+        mean, square = flat.mean(2).mean(0), _mean_square(flat)
+        variance = square - mean.square()
     unclear = (variance < CLEAR * square).nonzero()[:, 0]
     if unclear.numel():
         centred = flat[:, unclear] - mean[unclear, None]

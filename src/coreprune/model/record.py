@@ -292,7 +292,9 @@ class Shapes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """One function of PyTorch."""
         kwargs = kwargs or {}
-        first = args[0][0] if func in _JOINING and args and args[0] else args[0] if args else None
+        first = args[0] if args else None
+        if func in _JOINING and isinstance(first, (list, tuple)) and first:
+            first = first[0]
         if (func in _QUICK or func in _JOINING) and isinstance(first, Tensor) and first.is_meta:
             with suppress(_Unknown):
                 operator, given = _FUNCTIONS[func](*args, **kwargs)
