@@ -78,6 +78,11 @@ class Reading:
         few = self.outgoing.numel() <= self.mean.numel() ** 2
         return few and self.block == 1 and goes_forward(self.mean.numel()) and isinstance(self.covariance, Tensor)
 
+    @property
+    def thin(self) -> bool:
+        """Whether all that is asked of M is had without forming it."""
+        return self.narrow or isinstance(self.covariance, LowRank)
+
     @cached_property
     def through(self) -> Tensor:
         """Y = W G, the covariance of what is read with the units, (p, n·b)."""
@@ -86,8 +91,7 @@ class Reading:
     @cached_property
     def squares(self) -> Tensor:
         """‖W_:j‖² of every entry, (n·b,): the diagonal of M, which is not formed for it where it is not needed."""
-        thin = self.narrow or isinstance(self.covariance, LowRank)
-        return squares(self.outgoing).to(self.mean) if thin else self.gram.diagonal()
+        return squares(self.outgoing).to(self.mean) if self.thin else self.gram.diagonal()
 
     @cached_property
     def energy(self) -> float:
@@ -106,11 +110,7 @@ class Reading:
             return self.energy
         mean, covariance = self.about
         m = mean.to(self.mean)
-        constant = float(
-            (self.matrix @ m).square().sum()
-            if self.narrow or not isinstance(self.covariance, Tensor)
-            else m @ self.gram @ m
-        )
+        constant = float((self.matrix @ m).square().sum() if self.thin else m @ self.gram @ m)
         if constant < NEARLY_ALL * self.energy:
             return self.energy - constant
         return replace(self, covariance=covariance, about=None, known=None).energy

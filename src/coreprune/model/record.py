@@ -152,8 +152,7 @@ _FUNCTIONS: dict[Any, Callable[..., _Call]] = {
     F.avg_pool2d: _same(_aten.avg_pool2d.default),
 }
 #: those of them that take many steps on shapes
-_QUICK = {F.batch_norm, F.relu, F.silu, F.hardswish, F.hardsigmoid, torch.conv2d}
-_JOINING = {torch.cat, torch.concat}
+_QUICK = {F.batch_norm, F.relu, F.silu, F.hardswish, F.hardsigmoid, torch.conv2d, torch.cat, torch.concat}
 #: methods that ask a tensor for something that is no tensor, beside its attributes
 _ASKING = {Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.__len__, Tensor.is_floating_point}
 _WEIGHTED = {_aten.conv2d.default, _aten.linear.default}
@@ -293,9 +292,9 @@ class Shapes(TorchFunctionMode):
         """One function of PyTorch."""
         kwargs = kwargs or {}
         first = args[0] if args else None
-        if func in _JOINING and isinstance(first, (list, tuple)) and first:
+        if isinstance(first, (list, tuple)) and first:  # of values that are joined
             first = first[0]
-        if (func in _QUICK or func in _JOINING) and isinstance(first, Tensor) and first.is_meta:
+        if func in _QUICK and isinstance(first, Tensor) and first.is_meta:
             with suppress(_Unknown):
                 operator, given = _FUNCTIONS[func](*args, **kwargs)
                 return given[0] if operator.overloadpacket.__name__.endswith("_") else shaped(operator, given)
