@@ -47,12 +47,15 @@ def test_the_end_is_as_the_start_after_an_error_too():
     assert gc.get_freeze_count() == 0
 
 
-def test_what_the_program_froze_stays_frozen():
+def test_what_the_program_froze_stays_frozen_and_nothing_else_is():
     gc.freeze()
     try:
         frozen = gc.get_freeze_count()
+        later = [[] for _ in range(1000)]  # frozen, too, if the context froze once more
         with searched_less():
-            assert gc.get_freeze_count() == frozen
-        assert gc.get_freeze_count() == frozen
+            # the count falls by itself where a frozen object goes out of use; it does not rise
+            assert 0 < gc.get_freeze_count() <= frozen
+        assert 0 < gc.get_freeze_count() <= frozen
+        assert len(later) == 1000
     finally:
         gc.unfreeze()
