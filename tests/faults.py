@@ -251,6 +251,37 @@ FAULTS = [
         rest + COPY * ridge
         rest
         """),
+    *_of("maths/select.py", "tests/maths/test_beside.py", rows="""
+        dropped_beside | halves of the energies are whole ones
+        state[:, 1] /= 2
+        state[:, 1] /= 1
+        dropped_beside | a unit without variance goes like any other
+        clear &= state[each, 0, j] > 0
+        clear &= True
+        """),
+    *_of("maths/beside.py", "tests/maths/test_beside.py", rows="""
+        rows_at | all rows are the first matrix's
+        at + first[:, None]
+        at + 0 * first[:, None]
+        """),
+    *_of("maths/layer.py", "tests/maths/test_beside.py", rows="""
+        changed | a kept unit that changes is overlooked
+        if torch.equal(rows, identity):
+        if own or torch.equal(rows, identity):
+        """),
+    *_of("maths/kernel.py", "tests/maths/test_beside.py", rows="""
+        backwards_beside | sites with units that do not vary are taken in
+        .all(1)
+        .any(1)
+        backwards_beside | readers' products are not scaled as correlations are
+        M / both
+        M
+        """),
+    *_of("engine/cutting.py", "tests/engine/test_network.py", rows="""
+        in_groups | sites that keep another number of units are taken in
+        (site.units, widths[site.name])
+        (site.units, 0)
+        """),
     *_of("maths/reading.py", "tests/maths/test_readers.py", rows="""
         beside | the first covariance is taken for all
         readings[i].covariance
@@ -263,11 +294,11 @@ FAULTS = [
         add_squared(total, rows.T, beta=0)
         """),
     *_of("maths/readers.py", "tests/maths/test_readers.py", rows="""
-        replace_for | the constant is the mean itself
-        offsets = m - (mixes @ m.index_select(1, entries)[:, :, None])[:, :, 0]
-        offsets = m
+        _gaps | the constant is the mean itself
+        m - (T @ rows_at(m[:, :, None], entries))[:, :, 0]
+        m
         errors | true of optimal weights alone
-        2 * X - _times(T, inner)
+        2 * X - _times(T, inside)
         X
         _narrow_error | what stays as it is counts as changed
         inner(V, Y[:, at]) - inner(Z, VX[:, stays])
@@ -571,7 +602,7 @@ FAULTS = [
         own = torch.where(moves, m, mean)
         own = m
         """),
-    *_of("maths/reading.py", "tests/maths/test_reading.py", rows="""
+    *_of("maths/beside.py", "tests/maths/test_beside.py", rows="""
         stacked | what lies between is not looked for
         value.data_ptr() == first.data_ptr() + i * step and
         value.data_ptr() >= first.data_ptr() and

@@ -11,9 +11,10 @@ from helpers import seeded
 from torch import Tensor, nn
 
 import coreprune as cp
-from coreprune.engine import network
+from coreprune.engine import cutting
+from coreprune.engine.cutting import Job, cut_sites
 from coreprune.engine.local import Request
-from coreprune.engine.network import cut_site, decide_network, surveyed
+from coreprune.engine.network import decide_network, surveyed
 from coreprune.engine.observe import Observed
 from coreprune.maths.methods import METHODS
 from coreprune.maths.outliers import FACTOR
@@ -56,7 +57,7 @@ def cut(model: nn.Module, keep: int, how: Request | None = None) -> Cut:
     return one
 
 
-def without(monkeypatch: pytest.MonkeyPatch, module: object = network) -> None:
+def without(monkeypatch: pytest.MonkeyPatch, module: object = cutting) -> None:
     """Nothing is massive any more."""
     monkeypatch.setattr(module, "massive", lambda energy: torch.zeros(0, dtype=torch.int64))
 
@@ -124,10 +125,10 @@ def test_where_a_path_keeps_them_nothing_changes(units, planted, monkeypatch):
     seen = (Observed(torch.zeros(units).double(), A @ A.T / (2 * units), 10**9),)
     tensors = {"p": torch.ones(units, 2), "w": W, "c": torch.zeros(5)}
     widths = (1, units // 2, units - 1)
-    with_it = [cut_site(site, (), tensors, seen, keep, request()) for keep in widths]
+    with_it = [cut_sites([Job(site, (), seen, keep)], tensors, request())[0] for keep in widths]
     without(monkeypatch)
     for keep, one in zip(widths, with_it, strict=True):
-        other = cut_site(site, (), tensors, seen, keep, request())
+        (other,) = cut_sites([Job(site, (), seen, keep)], tensors, request())
         assert torch.equal(one.kept, other.kept)
         assert all(torch.equal(getattr(one.coresets[0], k), getattr(other.coresets[0], k)) for k in ("mix", "offset"))
         assert one.evidence.get("massive", {}).get("units") == ([3] if planted else None)

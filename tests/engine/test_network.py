@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import coreprune as cp
-from coreprune.engine import network
+from coreprune.engine import cutting, network
+from coreprune.engine.cutting import Job, cut_sites
 from coreprune.engine.local import Request
-from coreprune.engine.network import cut_site, decide_network, surveyed
+from coreprune.engine.network import decide_network, surveyed
 from coreprune.engine.observe import Observed
 from coreprune.errors import InvalidInputError
 from coreprune.maths.methods import METHODS
@@ -56,6 +57,18 @@ class Stream(nn.Module):
     def forward(self, x):
         h = self.a(x)
         return self.b(h.relu()), self.c(h.tanh() + 1), self.d(h.sigmoid())
+
+
+class Stream12(nn.Module):
+    """Twelve channels with two readers, one without a place for a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 2, 3), nn.Conv2d(12, 2, 3, bias=False)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(h.relu()) + self.c(h.tanh())
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +120,33 @@ def test_a_cut_depends_on_neither_the_order_nor_the_other_sites(mixed, method):
     for name, width in WIDTHS.items():
         (alone,) = decide_network(found, tensors(model), {name: width}, request(method))
         same(alone, cuts[name])
+
+
+@pytest.mark.parametrize("method", ["kernel", "refined", "magnitude"])
+def test_sites_of_one_width_are_cut_together_each_as_alone(method, monkeypatch):
+    """Three widths in turn, of one reader and of several, in groups of all sizes; to rounding, as products differ by it."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Conv2d(12, 3, 3, padding=1)) for _ in range(8)]
+    model = nn.Sequential(*layers, Stream12()).eval()
+    found = discover_network(model, torch.randn(2, 3, 6, 6))
+    assert [site.units for site in found.sites] == [12, 3] * 8 + [12]
+    widths = {site.name: (5, 2, 4, 2)[i % 4] for i, site in enumerate(found.sites)}
+    alone = {name: decide_network(found, tensors(model), {name: k}, request(method))[0] for name, k in widths.items()}
+    told: list[tuple[int, int, str]] = []
+    for most in (1, 300, 2**18):
+        monkeypatch.setattr(cutting, "BESIDE", most)
+        told.clear()
+        cuts = decide_network(found, tensors(model), widths, request(method, progress=lambda *now: told.append(now)))
+        assert [now[:2] for now in told] == [(i, 17) for i in range(18)]
+        assert sorted(now[2] for now in told) == sorted([*widths, ""])
+        assert [cut.site.name for cut in cuts] == list(widths)
+        for cut in cuts:
+            other = alone[cut.site.name]
+            assert torch.equal(cut.kept, other.kept)
+            assert cut.evidence["relative_error"] == pytest.approx(other.evidence["relative_error"], rel=1e-9)
+            for one, two in zip(cut.coresets, other.coresets, strict=True):
+                assert torch.allclose(one.mix, two.mix, atol=1e-9)
+                assert one.offset is two.offset is None or torch.allclose(one.offset, two.offset, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["kernel", "sampling", "uniform"])
@@ -246,7 +286,8 @@ def hand_made(block=1):
 
 @pytest.mark.parametrize("block", [1, 2])
 def test_a_repeated_unit_is_replaced_by_its_twin(block):
-    cut = cut_site(*hand_made(block), 2, request())
+    site, makers, weights, seen = hand_made(block)
+    (cut,) = cut_sites([Job(site, makers, seen, 2)], weights, request())
     assert cut.kept.tolist() in ([0, 2], [1, 2])
     mix = torch.eye(3 * block).double()[:, : 2 * block] * 0
     mix[:block, :block] = mix[block : 2 * block, :block] = torch.eye(block)
@@ -295,7 +336,7 @@ def test_dead_units_are_free():
 
 def test_a_survey_spares_the_second_observation_and_says_the_same(mixed, monkeypatch):
     model, found = mixed
-    survey = network.surveyed(found, tensors(model), request())
+    survey = surveyed(found, tensors(model), request())
     alone = {cut.site.name: cut for cut in decide_network(found, tensors(model), WIDTHS, request())}
     monkeypatch.setattr(network, "moments", lambda *a, **k: pytest.fail("observed twice"))
     for cut in decide_network(found, tensors(model), WIDTHS, request(), survey):
@@ -308,9 +349,9 @@ def test_a_survey_spares_the_second_observation_and_says_the_same(mixed, monkeyp
 def test_a_path_without_an_end_goes_through_every_number_of_units(mixed, monkeypatch):
     """Where units are added, as they are where there are many of them, the curve must not end after the first."""
     model, found = mixed
-    down = network.surveyed(found, tensors(model), request())
+    down = surveyed(found, tensors(model), request())
     monkeypatch.setattr("coreprune.maths.kernel.SMALL", 0)
-    up = network.surveyed(found, tensors(model), request())
+    up = surveyed(found, tensors(model), request())
     for site in found.sites:
         curves = down.curves[site.name], up.curves[site.name]
         assert torch.allclose(curves[1], curves[0], atol=0.2), site.name

@@ -17,7 +17,7 @@ from coreprune.maths.kernel import select
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.propagate import Law
-from coreprune.maths.readers import choose, errors, kept_of, replace_for
+from coreprune.maths.readers import choose, choose_beside, errors, kept_of, replace_for
 from coreprune.maths.reading import Reading, beside, weighed
 
 N = 400
@@ -68,6 +68,42 @@ def test_many_readers_at_once_are_each_as_alone():
         alone = optimal(every[i], kept)
         assert torch.allclose(together[i].mix, alone.mix, atol=1e-10)
         assert (alone.offset is None) == (together[i].offset is None)
+
+
+def test_readers_of_several_sites_at_once_are_each_as_alone():
+    """Sites that keep other units each, one of whose readers has no constant, and one whose kept units change."""
+    sites = [some(6, 1, 2, seed=1)[2], some(6, 1, 1, constant=False, seed=2)[2], some(6, 1, 3, seed=3)[2]]
+    kept = [torch.tensor([0, 2, 5]), torch.tensor([1, 2, 3]), torch.tensor([0, 4, 5])]
+    every = [one for readings in sites for one in readings]
+    own = [S for S, readings in zip(kept, sites, strict=True) for _ in readings]
+    together = replace_for(every, own)
+    for one, S, coreset in zip(every, own, together, strict=True):
+        alone = optimal(one, S)
+        assert torch.equal(coreset.indices, S) and torch.allclose(coreset.mix, alone.mix, atol=1e-10)
+        assert (alone.offset is None) == (coreset.offset is None)
+        assert alone.offset is None or torch.allclose(coreset.offset, alone.offset, atol=1e-10)
+    for _ in range(2):
+        for one, coreset, left in zip(every, together, errors(every, together), strict=True):
+            assert left == pytest.approx(error(one, coreset), rel=1e-9, abs=1e-9)
+        together[3] = Coreset(own[3], normal(6, 3, seed=8), normal(6, seed=9))
+
+
+@pytest.mark.parametrize("n,k,b,readers", [(8, 3, 1, 2), (8, 3, 2, 1), (8, 7, 1, 1), (8, 8, 1, 3)])
+def test_units_of_several_sites_are_chosen_as_of_each(n, k, b, readers):
+    sites = [some(n, b, readers, seed=seed)[2] for seed in range(4)]
+    if n > k + 1:
+        sites[2] = [replace(one, covariance=dead(one.covariance, 3 * b, b)) for one in sites[2]]
+    for readings, path in zip(sites, choose_beside(sites, n, k), strict=True):
+        alone = choose(readings, n, k)
+        assert torch.equal(path.kept, alone.kept) and torch.equal(path.order, alone.order)
+        assert torch.allclose(path.energy, alone.energy, rtol=1e-7) and path.added == alone.added
+
+
+def dead(G, at, b):
+    """The covariance where some entries do not vary."""
+    G = G.clone()
+    G[at : at + b], G[:, at : at + b] = 0, 0
+    return G
 
 
 # ---------------------------------------------------------------- one replacement

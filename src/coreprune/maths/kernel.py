@@ -12,20 +12,32 @@ Source: 01-maths §3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
 
 from coreprune.errors import InvalidInputError
+from coreprune.maths.beside import stacked
 from coreprune.maths.gram import Moments
 from coreprune.maths.layer import Coreset, Layer
 from coreprune.maths.propagate import Law
 from coreprune.maths.reweight import RIDGE, factored, replacement
-from coreprune.maths.select import Path, dropped, forward
+from coreprune.maths.select import Path, at_once, dropped, dropped_beside, forward
 from coreprune.maths.streaming import squared
 
-__all__ = ["backwards", "completed", "goes_forward", "kernel", "law_needed", "replaced", "select", "varying"]
+__all__ = [
+    "backwards",
+    "backwards_beside",
+    "completed",
+    "goes_forward",
+    "kernel",
+    "law_needed",
+    "replaced",
+    "select",
+    "varying",
+]
 
 #: up to this number of units the backward greedy runs, which is a little better; its n³ is nothing there
 SMALL = 1024
@@ -114,6 +126,26 @@ def backwards(moments: Moments, M: Tensor, units: int, cross: Tensor | None = No
     return replace(path, kept=live[path.kept], order=live[path.order])
 
 
+def backwards_beside(many: Sequence[Moments], Ms: Sequence[Tensor], units: int) -> list[Path]:
+    """`backwards` for several of as many units, beside each other where they are small and every unit varies.
+
+    Args:
+        many: moments of the units of each. Ms: of each, (n, n). units: k of each.
+    """
+    n, paths = many[0].mean.numel(), dict[int, Path | None]()
+    if len(many) > 1 and at_once(n, units):
+        G, M = stacked([moments.covariance for moments in many]), stacked(Ms)
+        lively = varying(Moments(stacked([moments.mean for moments in many]), G)).all(1)
+        at = lively.nonzero()[:, 0]
+        if at.numel() < len(many):
+            G, M = G[at], M[at]
+        scale = G.diagonal(dim1=1, dim2=2).rsqrt()
+        both = scale[:, :, None] * scale[:, None]
+        H = torch.cholesky_inverse(factored(G * both, RIDGE[G.dtype]))
+        paths = dict(zip(at.tolist(), dropped_beside(H, M / both, units), strict=True))
+    return [paths.get(i) or backwards(moments, Ms[i], units) for i, moments in enumerate(many)]
+
+
 def _between(A: Tensor, live: Tensor) -> Tensor:
     """Rows and columns of some units, as a copy."""
     return A.clone() if live.numel() == len(A) else A[live][:, live]
@@ -161,5 +193,5 @@ def goes_forward(units: int) -> bool:
 
 def varying(moments: Moments) -> Tensor:
     """Units whose variance is more than rounding against their mean, (n,) bool."""
-    variance = moments.covariance.diagonal()
+    variance = moments.covariance.diagonal(dim1=-2, dim2=-1)
     return variance > torch.finfo(variance.dtype).eps * moments.mean.square()

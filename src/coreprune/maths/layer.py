@@ -208,9 +208,21 @@ def fixed(T: Tensor, kept: Tensor) -> bool:
 
 
 def changed(T: Tensor, kept: Tensor) -> Tensor:
-    """Units that do not stand for themselves, in one T at least of (…, n, k): rows other than those of the identity."""
-    rows = T.index_select(-2, kept)
-    identity = torch.eye(kept.numel(), dtype=T.dtype, device=T.device).expand_as(rows)
-    changes = torch.ones(T.shape[-2], dtype=torch.bool, device=T.device)
-    changes[kept] = False if torch.equal(rows, identity) else (rows != identity).any(-1).reshape(-1, len(kept)).any(0)
-    return changes.nonzero()[:, 0]
+    """Units that do not stand for themselves: rows of T other than those of the identity at the kept units.
+
+    Args:
+        T: one or several, (…, n, k). kept: S of all, (k,), where a unit counts that changes in one T at least; or of
+            each its own, (…, k), where all count, unless every kept unit of every T stands for itself.
+
+    Returns:
+        Indices, (m,), or of each, (…, m).
+    """
+    own = kept.dim() > 1
+    rows = rows_of(T, kept) if own else T.index_select(-2, kept)
+    identity = torch.eye(kept.shape[-1], dtype=T.dtype, device=T.device).expand_as(rows)
+    changes = torch.ones(*kept.shape[:-1], T.shape[-2], dtype=torch.bool, device=T.device)
+    if torch.equal(rows, identity):
+        changes.scatter_(-1, kept, False)
+    elif not own:
+        changes[kept] = (rows != identity).any(-1).reshape(-1, len(kept)).any(0)
+    return changes.nonzero()[:, -1].reshape(*kept.shape[:-1], -1)

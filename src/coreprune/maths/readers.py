@@ -29,19 +29,21 @@ from torch import Tensor
 
 from coreprune.maths import lowrank
 from coreprune.maths.activation import activation
+from coreprune.maths.beside import columns_at, in_parts, rows_at, stacked
 from coreprune.maths.blocks import backward_blocks
 from coreprune.maths.gram import Moments
-from coreprune.maths.kernel import backwards, completed, goes_forward, replaced, select, varying
+from coreprune.maths.kernel import backwards, backwards_beside, completed, goes_forward, replaced, select, varying
 from coreprune.maths.layer import Coreset, Layer, Thin, changed
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.products import product
 from coreprune.maths.propagate import Law
-from coreprune.maths.reading import Reading, in_parts, inner, root, stacked
+from coreprune.maths.reading import Reading, inner, root
 from coreprune.maths.reweight import RIDGE, solve
 from coreprune.maths.select import Path
 
 __all__ = [
     "choose",
+    "choose_beside",
     "errors",
     "kept_of",
     "pooled_energy",
@@ -96,6 +98,24 @@ def choose(readings: Sequence[Reading], units: int, keep: int | None = None) -> 
     return completed(path, moments, inner(G, M))
 
 
+def choose_beside(many: Sequence[Sequence[Reading]], units: int, keep: int) -> list[Path]:
+    """`choose` for several sites, of small ones beside each other.
+
+    Args:
+        many: the readers of each. units: n of each. keep: k of each.
+    """
+    if goes_forward(units) or any(reading.block > 1 or reading.thin for readings in many for reading in readings):
+        return [choose(readings, units, keep) for readings in many]
+    pooled = [_pooled(readings) for readings in many]
+    means = [readings[0].mean if len(readings) == 1 else torch.zeros_like(readings[0].mean) for readings in many]
+    moments = [Moments(mean, G) for mean, (G, _) in zip(means, pooled, strict=True)]
+    paths = backwards_beside(moments, [M for _, M in pooled], keep)
+    return [
+        path if path.order.numel() == units - keep and not path.added else completed(path, own, inner(G, M))
+        for path, own, (G, M) in zip(paths, moments, pooled, strict=True)
+    ]
+
+
 def _narrow_path(reading: Reading, keep: int | None) -> Path:
     """`choose` for one reader with fewer outputs than units, for which M is not formed."""
     moments = reading.moments
@@ -141,30 +161,42 @@ def kept_of(path: Path, units: int, keep: int) -> Tensor:
     return left if left.numel() == keep else left[:keep]
 
 
-def replace_for(readings: Sequence[Reading], kept: Tensor, path: Path | None = None) -> list[Coreset]:
+def replace_for(
+    readings: Sequence[Reading], kept: Tensor | Sequence[Tensor], path: Path | None = None
+) -> list[Coreset]:
     """The optimal replacement for each reader, given the units that stay.
 
     Args:
-        readings: of n units with b entries each. kept: S, (k,).
+        readings: of n units with b entries each.
+        kept: S, (k,), of all readers, or of each its own, all of one size.
         path: that led to S for one reader alone; what it left behind is used.
 
     Returns:
         Indices S with T, (n·b, k·b), and t, (n·b,), or no t where there is no place for it.
     """
+    each = [kept] * len(readings) if isinstance(kept, Tensor) else kept
     found: list[Coreset] = []
     for part in _alike(readings):
+        own = each[len(found) : len(found) + len(part)]
         b, G = part[0].block, part[0].covariance
         if isinstance(G, LowRank) and b == 1:
-            found.append(_with_constant(part[0], kept, lowrank.replacement(G, kept)))
+            found.append(_with_constant(part[0], own[0], lowrank.replacement(G, own[0])))
         elif path is not None and b == 1:
-            found.append(_with_constant(part[0], kept, replaced(Law(part[0].moments), path).mix))
+            found.append(_with_constant(part[0], own[0], replaced(Law(part[0].moments), path).mix))
         else:
-            entries, m = _entries(kept, b), stacked([reading.mean for reading in part])
+            entries, m = _entries(own, b), stacked([reading.mean for reading in part])
             mixes = _optimal(part, entries)
-            offsets = m - (mixes @ m.index_select(1, entries)[:, :, None])[:, :, 0]
-            each = zip(part, mixes, offsets, strict=True)
-            found += [Coreset(kept, mix, offset if reading.constant else None) for reading, mix, offset in each]
+            offsets = _gaps(m, mixes, entries)
+            found += [
+                Coreset(S, mix, offset if reading.constant else None)
+                for reading, S, mix, offset in zip(part, own, mixes, offsets, strict=True)
+            ]
     return found
+
+
+def _gaps(m: Tensor, T: Tensor, entries: Tensor) -> Tensor:
+    """What T leaves of the means, m − T m_S of each, (R, n·b)."""
+    return m - (T @ rows_at(m[:, :, None], entries))[:, :, 0]
 
 
 def _with_constant(reading: Reading, kept: Tensor, mix: Tensor | Thin) -> Coreset:
@@ -176,16 +208,21 @@ def _with_constant(reading: Reading, kept: Tensor, mix: Tensor | Thin) -> Corese
 def _optimal(readings: Sequence[Reading], entries: Tensor) -> Tensor:
     """T of readers that are alike, (R, n·b, k·b), for the entries of the kept units."""
     G = stacked([reading.moments.covariance for reading in readings])
-    gone = torch.ones(G.shape[1], dtype=torch.bool).index_fill_(0, entries, False).nonzero()[:, 0]
-    X = G.index_select(2, entries)
-    T = torch.zeros_like(X)
-    T[:, gone] = solve(X.index_select(1, entries), X.index_select(1, gone))
-    T[:, entries, torch.arange(entries.numel())] = 1  # a kept unit is its own best replacement, exactly
+    X, gone = columns_at(G, entries), _others(entries, G.shape[1])
+    T, each = torch.zeros_like(X), slice(None) if gone.dim() == 1 else torch.arange(len(X))[:, None]
+    T[each, gone] = solve(rows_at(X, entries), rows_at(X, gone))
+    T[each, entries, torch.arange(X.shape[2])] = 1  # a kept unit is its own best replacement, exactly
     return T
 
 
+def _others(entries: Tensor, size: int) -> Tensor:
+    """Those of `size` that are not among the entries, (m,), or of each, (R, m)."""
+    left = torch.ones(*entries.shape[:-1], size, dtype=torch.bool).scatter_(-1, entries, False)
+    return left.nonzero()[:, -1].reshape(*entries.shape[:-1], -1)
+
+
 def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[float]:
-    """E‖y − ŷ‖² = tr M Cov(e) + gᵀ M g of each, e = h − T h_S, g = m − T m_S − t, for any T and t on the same S.
+    """E‖y − ŷ‖² = tr M Cov(e) + gᵀ M g of each, e = h − T h_S, g = m − T m_S − t, for any T and t on S of one size.
 
     e is zero for units that stand for themselves. Of the others, with X their covariance with S,
 
@@ -194,7 +231,7 @@ def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[flo
     found: list[float] = []
     for part in _alike(readings):
         mixed = coresets[len(found) : len(found) + len(part)]
-        G, entries = part[0].covariance, _entries(mixed[0].indices, part[0].block)
+        G, entries = part[0].covariance, _entries([coreset.indices for coreset in mixed], part[0].block)
         if isinstance(G, LowRank):
             found.append(_thin_error(part[0], mixed[0], entries))
             continue
@@ -202,16 +239,18 @@ def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[flo
             found.append(_narrow_error(part[0], mixed[0], entries))
             continue
         m = stacked([reading.mean for reading in part])
-        T = stacked([_written_out(coreset, reading, entries) for coreset, reading in zip(mixed, part, strict=True)])
-        gap = m - (T @ m.index_select(1, entries)[:, :, None])[:, :, 0]
+        at_hand = [entries] * len(part) if entries.dim() == 1 else entries
+        T = stacked([_written_out(*each) for each in zip(mixed, part, at_hand, strict=True)])
+        gap = _gaps(m, T, entries)
         if any(one.offset is not None for one in mixed):
             gap -= stacked([m[0] * 0 if one.offset is None else one.offset.to(m.dtype) for one in mixed])
         G, M = (stacked(list(each)) for each in zip(*((r.covariance, r.gram) for r in part), strict=True))
         outside = ((M @ gap[:, :, None])[:, :, 0] * gap).sum(1)
         at = changed(T, entries)
-        T, M, own = T.index_select(1, at), _between(M, at, at), G.index_select(1, at)
-        X, own, inner = own.index_select(2, entries), own.index_select(2, at), _between(G, entries, entries)
-        explained = _inners(_times(M, T), 2 * X - _times(T, inner))
+        T, M, own = rows_at(T, at), columns_at(rows_at(M, at), at), rows_at(G, at)
+        X, own = columns_at(own, entries), columns_at(own, at)
+        inside = columns_at(rows_at(G, entries), entries)
+        explained = _inners(_times(M, T), 2 * X - _times(T, inside))
         found += ((_inners(M, own) - explained).clamp(min=0) + outside).tolist()
     return found
 
@@ -263,9 +302,11 @@ def _written_out(coreset: Coreset, reading: Reading, entries: Tensor) -> Tensor:
     return T
 
 
-def _entries(kept: Tensor, block: int) -> Tensor:
-    """The entries of units, (k·b,)."""
-    return kept if block == 1 else (kept[:, None] * block + torch.arange(block)).flatten()
+def _entries(kept: Sequence[Tensor], block: int) -> Tensor:
+    """The entries of the units that each reader keeps, (R, k·b), or of all, (k·b,), where these are the same."""
+    same = all(one is kept[0] for one in kept)
+    units = kept[0] if same else torch.stack(list(kept))
+    return units if block == 1 else (units[..., None] * block + torch.arange(block)).flatten(-2)
 
 
 def _alike(readings: Sequence[Reading]) -> Iterator[Sequence[Reading]]:
@@ -326,11 +367,6 @@ def _pooled_thin(readings: Sequence[Reading]) -> tuple[Tensor, LowRank, Tensor, 
 def _times(A: Tensor, B: Tensor) -> Tensor:
     """A B of each, (R, …, …)."""
     return product(A[0], B[0].T.contiguous())[None] if len(A) == 1 else A @ B
-
-
-def _between(A: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Some rows and columns of each, (R, …, …)."""
-    return A.index_select(1, rows).index_select(2, columns)
 
 
 def _inners(A: Tensor, B: Tensor) -> Tensor:

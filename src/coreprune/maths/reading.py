@@ -10,25 +10,24 @@ Source: 01-maths §3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from coreprune.maths.beside import stacked
 from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import goes_forward
 from coreprune.maths.lowrank import LowRank
 from coreprune.maths.reweight import solve
 from coreprune.maths.streaming import WIDE, add_squared, mirrored, squared
 
-__all__ = ["Reading", "beside", "in_parts", "inner", "root", "squares", "stacked", "weighed"]
+__all__ = ["Reading", "beside", "inner", "root", "squares", "weighed"]
 
 _CHUNK = 2**22  # entries of W that are converted at a time
-_BESIDE = 2**18  # entries of matrices that lie beside each other: they stay in the processor's cache
-T = TypeVar("T")
 NEARLY_ALL = 0.9  # of an energy, which is not to be subtracted from it
 
 
@@ -127,30 +126,8 @@ class Reading:
         return Moments(self.mean, G.dense() if isinstance(G, LowRank) else G)
 
 
-def in_parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Several at a time, so that their matrices of `size` rows and columns, which lie beside each other, are not large.
-
-    Example:
-        >>> [len(part) for part in in_parts(range(5), 362)]
-        [2, 2, 1]
-    """
-    many = max(1, _BESIDE // size**2)
-    yield from (values[low : low + many] for low in range(0, len(values), many))
-
-
-def stacked(values: Sequence[Tensor]) -> Tensor:
-    """Several tensors as one, without a copy if it is one or they lie beside each other."""
-    first, step = values[0], values[0].numel() * values[0].element_size()
-    memory = first.untyped_storage().data_ptr()
-    for i, value in enumerate(values):
-        beside = value.data_ptr() == first.data_ptr() + i * step and value.untyped_storage().data_ptr() == memory
-        if not (beside and value.is_contiguous() and value.shape == first.shape):
-            return torch.stack(list(values))
-    return first.as_strided((len(values), *first.shape), (first.numel(), *first.stride()))
-
-
 def beside(readings: Sequence[Reading]) -> list[Reading]:
-    """Readers of one site, M and energy worked out at once of those that are small and have weights of one shape."""
+    """Readers, M and energy worked out at once of those that are small and have weights of one shape."""
     alike: dict[object, list[int]] = {}
     for i, reading in enumerate(readings):
         small = reading.mean.numel() < WIDE and isinstance(reading.covariance, Tensor)
@@ -160,8 +137,9 @@ def beside(readings: Sequence[Reading]) -> list[Reading]:
     for group in alike.values():
         if len(group) > 1:
             mean = readings[group[0]].mean
-            W = torch.stack([readings[i].outgoing for i in group]).to(mean).reshape(len(group), -1, mean.numel())
-            M = mirrored(W.mT @ W)
+            W = torch.stack([readings[i].outgoing for i in group]).reshape(len(group), -1, mean.numel())
+            W = W.to(torch.promote_types(W.dtype, torch.float32))
+            M = mirrored((W.mT @ W).to(mean.dtype))
             energies = (M * stacked([cast("Tensor", readings[i].covariance) for i in group])).sum((1, 2)).tolist()
             for i, known in zip(group, zip(M.unbind(), energies, strict=True), strict=True):
                 found[i] = replace(readings[i], known=known)

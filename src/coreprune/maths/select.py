@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Path", "backward", "dropped", "forward", "greedy"]
+__all__ = ["Path", "at_once", "backward", "dropped", "dropped_beside", "forward", "greedy"]
 
 _NOISE = 1e-10  # a residual variance below this share of a unit's own is rounding
 COPY = 2.5  # times the ridge, up to which a residual variance is that of a copy
+BLOCK = 64  # units that are dropped between two updates of the rest
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def forward(
     return Path(order.sort().values, order, energy, True, whole)
 
 
-def backward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
+def backward(G: Tensor, Y: Tensor, k: int, *, block: int = BLOCK) -> Path:
     """Drop all but k units, the cheapest one first.
 
     Args:
@@ -150,7 +151,7 @@ def backward(G: Tensor, Y: Tensor, k: int, *, block: int = 64) -> Path:
     return dropped(H, V.T @ V, k, block=block)
 
 
-def dropped(H: Tensor, E: Tensor, k: int, *, block: int = 64) -> Path:
+def dropped(H: Tensor, E: Tensor, k: int, *, block: int = BLOCK) -> Path:
     """`backward`, given H = G⁻¹ and E = VᵀV for V = Y G⁻¹, (n, n), which are used up.
 
     A block B goes with A = L⁻¹ H_B, L Lᵀ = H_BB, which takes H to H − AᵀA, and V to V − V_B L⁻ᵀ A; so that, with
@@ -183,6 +184,52 @@ def dropped(H: Tensor, E: Tensor, k: int, *, block: int = 64) -> Path:
             H.addmm_(A.T, A, alpha=-1)
             E.addmm_(torch.cat([Q, A]).T, torch.cat([A, Q]), alpha=-1)
     return Path(at[alive], order, energy, added=False)
+
+
+def at_once(n: int, k: int) -> bool:
+    """Whether `dropped` goes from n units to k by the exact greedy alone, among all of them and in one block."""
+    return n <= 4 * min(n - k, BLOCK) and n - k <= BLOCK
+
+
+def dropped_beside(H: Tensor, E: Tensor, k: int) -> list[Path | None]:
+    """`dropped` of several small problems that go `at_once`, step by step beside each other.
+
+    The steps are those of `greedy`, all problems in one call of NumPy, as calls are what a small problem takes.
+
+    Args:
+        H: G⁻¹ of each, (B, n, n). E: VᵀV of each, (B, n, n). k: units to keep of each.
+
+    Returns:
+        The path of each; None where rounding leaves a unit no variance, which `dropped` knows what to do with.
+    """
+    count, n = H.shape[:2]
+    size, each = n - k, np.arange(count)
+    both = torch.stack([H, E], 1).cpu().numpy()
+    state = both.diagonal(axis1=2, axis2=3).astype(float)  # variances, and halves of the energies
+    state[:, 1] /= 2
+    known, factors = np.zeros((count, 2 * size, n), dtype=both.dtype), np.zeros((count, 2, 2 * size), dtype=both.dtype)
+    chosen, gamma = np.zeros((count, size), dtype=np.int64), np.zeros((count, size))
+    clear = np.ones(count, dtype=bool)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for step, i in enumerate(range(0, 2 * size, 2)):
+            chosen[:, step] = j = (state[:, 1] / state[:, 0]).argmin(1)
+            clear &= state[each, 0, j] > 0
+            factors[:, 0, :i:2] = factors[:, 1, 1:i:2] = known[each, :i:2, j]
+            factors[:, 1, :i:2] = known[each, 1:i:2, j]
+            pair = both[each, :, j] - factors[:, :, :i] @ known[:, :i]
+            root = np.sqrt(np.maximum(pair[each, 0, j], 1e-300))
+            pair /= root[:, None, None]
+            gamma[:, step] = gain = np.maximum(pair[each, 1, j] / root, 0)
+            pair[:, 1] -= pair[:, 0] * (0.5 * gain)[:, None]
+            known[:, i : i + 2] = pair
+            state -= pair * pair[:, :1]
+            state[each, 0, j], state[each, 1, j] = 1, np.inf
+    chosen[~clear] = np.arange(size)  # whatever, as long as they differ
+    alive = np.ones((count, n), dtype=bool)
+    np.put_along_axis(alive, chosen, False, 1)
+    kept, costs = torch.from_numpy(alive.nonzero()[1].reshape(count, k)).to(H.device), torch.as_tensor(gamma).to(H)
+    order = torch.from_numpy(chosen).to(H.device)
+    return [Path(kept[b], order[b], costs[b], added=False) if clear[b] else None for b in range(count)]
 
 
 def _pivot(A: Tensor) -> Tensor:
