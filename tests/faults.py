@@ -125,14 +125,14 @@ FAULTS = [
         finite | infinity passes as a number
         torch.isfinite(values).all()
         ~torch.isnan(values).any()
-        add_squared | one block off the diagonal is transposed
-        _add_product(total[:half, half:], left, right, beta)
-        _add_product(total[:half, half:], right, left, beta)
-        add_squared | what is summed up in blocks on the diagonal begins anew with every batch
-        add_squared(total[half:, half:], right, beta=beta)
-        add_squared(total[half:, half:], right, beta=0)
-        mirrored | blocks below the diagonal stay as they were
-        total[half:, :half] = total[:half, half:].T
+        add_squared | strips begin with the first column
+        A[:, start:stop], A[:, start:], beta
+        A[:, start:stop], A[:, : len(total) - start], beta
+        add_squared | what is summed up in strips begins anew with every batch
+        A[:, start:], beta
+        A[:, start:], 0
+        mirrored | what is below the diagonal stays as it was
+        total[stop:, start:stop] = total[start:stop, stop:].T
         pass
         """),
     *_of("maths/hermite.py", "tests/maths/test_hermite.py", rows="""

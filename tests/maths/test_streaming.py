@@ -95,8 +95,8 @@ def test_nothing_seen_is_refused():
 
 
 @pytest.mark.parametrize("features", [WIDE - 1, WIDE, 2 * WIDE + 3])
-def test_squares_are_summed_up_in_blocks(features):
-    """In place, block by block, the blocks below the diagonal left alone until all is mirrored."""
+def test_squares_are_summed_up_in_strips(features):
+    """In place, strip by strip, what is below the diagonal left alone until all is mirrored."""
     parts = [torch.randn(7, features, generator=seeded(s), dtype=torch.float64) for s in range(2)]
     total = torch.full((features, features), math.nan, dtype=torch.float64)
     for beta, part in enumerate(parts):

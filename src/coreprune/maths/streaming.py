@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -13,8 +14,9 @@ from coreprune.maths.products import product, quick
 
 __all__ = ["Stream", "add_squared", "finite", "mirrored", "squared"]
 
-#: columns from which a matrix is squared in halves, and squares are summed up where they are, in their own precision
+#: columns from which a matrix is squared in strips, and squares are summed up where they are, in their own precision
 WIDE = 256
+_STRIP = 64  # the fewest columns of a strip
 
 
 class Stream:
@@ -91,7 +93,7 @@ def finite(values: Tensor) -> None:
 
 
 def squared(A: Tensor) -> Tensor:
-    """AᵀA for A of shape (N, n): of a large one each block off the diagonal once.
+    """AᵀA for A of shape (N, n): of a large one little more than what is on and above the diagonal.
 
     Example:
         >>> squared(torch.tensor([[1.0, 2.0]])).tolist()
@@ -105,16 +107,15 @@ def squared(A: Tensor) -> Tensor:
 
 
 def add_squared(total: Tensor, A: Tensor, *, beta: Literal[0, 1] = 1) -> None:
-    """β·total + AᵀA into `total`, (n, n), all but the blocks below the diagonal, for which see `mirrored`."""
-    n = A.shape[1]
-    half = n // 2
-    left, right = A[:, :half], A[:, half:]
-    if n < WIDE or (n < 2 * WIDE and quick(A.T, A.T) and not quick(left.T, left.T)):
-        _add_product(total, A, A, beta)
-        return
-    add_squared(total[:half, :half], left, beta=beta)
-    add_squared(total[half:, half:], right, beta=beta)
-    _add_product(total[:half, half:], left, right, beta)
+    """β·total + AᵀA into `total`, (n, n), strip by strip from the diagonal on; for what is below see `mirrored`."""
+    for start, stop in _strips(A.shape[1]):
+        _add_product(total[start:stop, start:], A[:, start:stop], A[:, start:], beta)
+
+
+def _strips(n: int) -> Iterator[tuple[int, int]]:
+    """Where strips of the rows of an (n, n) matrix start and stop; one strip is all that a small one has."""
+    size = n if n < WIDE else max(_STRIP, n // 8)
+    return ((start, min(start + size, n)) for start in range(0, n, size))
 
 
 def _add_product(total: Tensor, A: Tensor, B: Tensor, beta: Literal[0, 1]) -> None:
@@ -128,7 +129,7 @@ def _add_product(total: Tensor, A: Tensor, B: Tensor, beta: Literal[0, 1]) -> No
 
 
 def mirrored(total: Tensor) -> Tensor:
-    """The matrix with the blocks below the diagonal those above it, and symmetric to the last bit.
+    """The matrix with the strips' part below the diagonal that above it, and symmetric to the last bit.
 
     One of WIDE columns or more is worked on in place. Of smaller ones there may be several, which stay as they are.
 
@@ -139,10 +140,8 @@ def mirrored(total: Tensor) -> Tensor:
     n = total.shape[-1]
     if n < WIDE:
         return (total + total.mT).div_(2)  # a product need not be symmetric
-    half = n // 2
-    for block in (total[:half, :half], total[half:, half:]):
-        done = mirrored(block)
-        if done is not block:
-            block.copy_(done)
-    total[half:, :half] = total[:half, half:].T
+    for start, stop in _strips(n):
+        block = total[start:stop, start:stop]
+        block.copy_((block + block.T).div_(2))
+        total[stop:, start:stop] = total[start:stop, stop:].T
     return total
