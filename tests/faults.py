@@ -251,6 +251,14 @@ FAULTS = [
         rest + COPY * ridge
         rest
         """),
+    *_of("maths/blocks.py", "tests/maths/test_blocks.py", rows="""
+        backward_blocks | what the other units can take over is forgotten
+        torch.cholesky_solve(_diagonal(energy_of, b), inner)
+        _diagonal(energy_of, b)
+        backward_blocks | what a unit takes over does not count as its own
+        - side - side.T + E.T @ energy_of[B, B] @ E
+        - side - side.T
+        """),
     *_of("maths/select.py", "tests/maths/test_beside.py", rows="""
         dropped_beside | halves of the energies are whole ones
         state[:, 1] /= 2

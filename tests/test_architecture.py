@@ -32,6 +32,17 @@ def imported(file: Path) -> set[str]:
     return found
 
 
+@modules
+def test_nothing_is_solved_by_lu(file):
+    """PyTorch's LU of several matrices is wrong on several threads of a CPU (its issue 142815); all here are definite."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            assert not re.fullmatch(
+                r"torch\.(linalg\.(solve|inv|det|slogdet|lu\w*|tensorinv)\w*|inverse|det|lu\w*)", name
+            ) or (name == "torch.linalg.solve_triangular"), f"{file.name}:{node.lineno} uses {name}"
+
+
 @pytest.mark.parametrize("file", sorted((SOURCE / "maths").glob("*.py")), ids=lambda f: f.name)
 def test_maths_knows_neither_modules_nor_files_nor_logging(file):
     for name in imported(file):

@@ -39,6 +39,21 @@ def test_every_step_drops_the_unit_whose_loss_is_least(n, b):
     assert path.kept.tolist() == left and not path.added
 
 
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_units_of_many_entries_are_dropped_alike_on_any_number_of_threads(threads):
+    """The first cost by the definition; batched LU factors of more than 150 columns are wrong on several threads."""
+    G, M, _ = problem(3, 160)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        path = backward_blocks(G, M, 3, 1)
+    finally:
+        torch.set_num_threads(before)
+    first, second = (loss(G, M, {0, 1, 2} - set(path.order[:k].tolist()), 160) for k in (1, 2))
+    assert first == pytest.approx(min(loss(G, M, {0, 1, 2} - {j}, 160) for j in range(3)), rel=1e-6)
+    assert path.energy.tolist() == pytest.approx([first, second - first], rel=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_units_of_one_entry_are_the_scalar_greedy(seed):
     G, M, W = problem(12, 1, seed)

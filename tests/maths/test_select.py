@@ -14,7 +14,7 @@ from coreprune.maths.gram import Moments, gaussian_moments
 from coreprune.maths.kernel import select
 from coreprune.maths.layer import Layer
 from coreprune.maths.propagate import Law
-from coreprune.maths.select import Path, _pivot, backward, forward
+from coreprune.maths.select import Path, backward, forward, pivot
 
 
 def problem(n: int = 9, p: int = 3, seed: int = 0, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -272,5 +272,5 @@ def test_a_block_that_rounding_left_indefinite_still_has_a_factor():
     bent = G - 1e-7 * torch.eye(60, dtype=torch.float64)
     with pytest.raises(RuntimeError):
         torch.linalg.cholesky(bent)
-    L = _pivot(bent)
+    L = pivot(bent)
     torch.testing.assert_close(L @ L.T, bent, atol=1e-4, rtol=1e-4)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from coreprune.maths.reweight import RIDGE, factored
-from coreprune.maths.select import Path
+from coreprune.maths.select import Path, pivot
 
 __all__ = ["backward_blocks"]
 
@@ -50,13 +50,13 @@ def backward_blocks(G: Tensor, M: Tensor, units: int, keep: int) -> Path:
     left = torch.arange(n, device=G.device)
     order, costs = [], []
     while left.numel() > keep:
-        inner = _diagonal(H, b)
-        cost = torch.linalg.solve(inner, _diagonal(energy_of, b)).diagonal(dim1=1, dim2=2).sum(1)
+        inner = pivot(_diagonal(H, b))  # never by LU, which PyTorch gets wrong on several threads (its issue 142815)
+        cost = torch.cholesky_solve(_diagonal(energy_of, b), inner).diagonal(dim1=1, dim2=2).sum(1)
         worst = int(cost.argmin())
         order.append(int(left[worst]))
         costs.append(max(float(cost[worst]), 0.0))
         B = slice(worst * b, (worst + 1) * b)
-        E = torch.linalg.solve(inner[worst], H[B])  # (H_BB)⁻¹ H_B:
+        E = torch.cholesky_solve(H[B], inner[worst])  # (H_BB)⁻¹ H_B:
         H = H - H[:, B] @ E
         side = E.T @ energy_of[B]
         energy_of = energy_of - side - side.T + E.T @ energy_of[B, B] @ E

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Path", "at_once", "backward", "dropped", "dropped_beside", "forward", "greedy"]
+__all__ = ["Path", "at_once", "backward", "dropped", "dropped_beside", "forward", "greedy", "pivot"]
 
 _NOISE = 1e-10  # a residual variance below this share of a unit's own is rounding
 COPY = 2.5  # times the ridge, up to which a residual variance is that of a copy
@@ -119,12 +119,12 @@ def forward(
         rows = G[units] if at.numel() == n else G[units][:, at]
         rows.mul_(D[at]).mul_(D[units, None]).addmm_(known[:, chosen].T, factor[:done], alpha=-1)
         rows[torch.arange(picked.numel(), device=G.device), picked] += ridge
-        pivot = _pivot(rows[:, picked])
-        new = torch.linalg.solve_triangular(pivot, rows, upper=False)
+        corner = pivot(rows[:, picked])
+        new = torch.linalg.solve_triangular(corner, rows, upper=False)
         new *= free  # a unit that is in has nothing left to explain
         factor[done : done + picked.numel()] = new
         L[done : done + picked.numel(), at] = new
-        Y.addmm_(torch.linalg.solve_triangular(pivot, Y[:, picked].T, upper=False).T, new, alpha=-1)
+        Y.addmm_(torch.linalg.solve_triangular(corner, Y[:, picked].T, upper=False).T, new, alpha=-1)
         rest = (rest - new.square().sum(0)).clamp(min=0)
         free[picked] = False
         order, energy = torch.cat([order, units]), torch.cat([energy, gains])
@@ -176,10 +176,10 @@ def dropped(H: Tensor, E: Tensor, k: int, *, block: int = BLOCK) -> Path:
         alive[gone] = False
         order, energy = torch.cat([order, at[gone]]), torch.cat([energy, costs])
         if left - size > k:
-            pivot = _pivot(H[gone][:, gone])
-            A = torch.linalg.solve_triangular(pivot, H[gone], upper=False)
-            Q = torch.linalg.solve_triangular(pivot, E[gone], upper=False)
-            inner = torch.linalg.solve_triangular(pivot, Q[:, gone].T, upper=False)
+            corner = pivot(H[gone][:, gone])
+            A = torch.linalg.solve_triangular(corner, H[gone], upper=False)
+            Q = torch.linalg.solve_triangular(corner, E[gone], upper=False)
+            inner = torch.linalg.solve_triangular(corner, Q[:, gone].T, upper=False)
             Q -= (inner / 2) @ A
             H.addmm_(A.T, A, alpha=-1)
             E.addmm_(torch.cat([Q, A]).T, torch.cat([A, Q]), alpha=-1)
@@ -232,12 +232,15 @@ def dropped_beside(H: Tensor, E: Tensor, k: int) -> list[Path | None]:
     return [Path(kept[b], order[b], costs[b], added=False) if clear[b] else None for b in range(count)]
 
 
-def _pivot(A: Tensor) -> Tensor:
-    """Cholesky factor of a block, (m, m); its diagonal is raised where rounding has left it indefinite."""
+def pivot(A: Tensor) -> Tensor:
+    """Cholesky factor of a block, (m, m), or of several, (…, m, m); diagonals are raised where rounding has left one
+    indefinite.
+    """
     level = 0.0
     while True:
-        L, failed = torch.linalg.cholesky_ex(A + torch.diag(level * A.diagonal()) if level else A)
-        if not failed or level > 1:
+        raised = A + level * torch.diag_embed(A.diagonal(dim1=-2, dim2=-1)) if level else A
+        L, failed = torch.linalg.cholesky_ex(raised)
+        if not bool(failed.any()) or level > 1:
             result: Tensor = L
             return result
         level = max(10 * level, 8 * torch.finfo(A.dtype).eps)
