@@ -8,7 +8,7 @@ as it would be alone, to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -63,15 +63,14 @@ def cut_sites(jobs: Sequence[Job], tensors: Mapping[str, Tensor], request: Reque
     energies = [brought(readings, job.site.units) for readings, job in zip(each, jobs, strict=True)]
     first = [massive(energy) for energy in energies]
     if _least(request):
-        kept, path = _kept(jobs, [_chosen_by(*one) for one in zip(each, (j.seen for j in jobs), strict=True)], first)
+        kept, path = _kept(jobs, [_chosen_by(own, job.seen) for job, own in zip(jobs, each, strict=True)], first)
         coresets = replace_for(every, [S for S, own in zip(kept, each, strict=True) for _ in own], path)
     else:
         coresets = [one for job, own in zip(jobs, each, strict=True) for one in _by_method(job, own, tensors, request)]
-    left = errors(every, coresets)
-    cuts, ends = [], accumulate(map(len, each))
-    for job, readings, energy, outliers, end in zip(jobs, each, energies, first, ends, strict=True):
-        own = tuple(coresets[end - len(readings) : end])
-        evidence = _evidence(readings, left[end - len(readings) : end])
+    left, rest, cuts = iter(errors(every, coresets)), iter(coresets), []
+    for job, readings, energy, outliers in zip(jobs, each, energies, first, strict=True):
+        own = tuple(islice(rest, len(readings)))
+        evidence = _evidence(readings, list(islice(left, len(readings))))
         cuts.append(Cut(job.site, own, evidence | _outliers(energy, outliers, own[0].indices)))
     return cuts
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["BESIDE", "columns_at", "in_parts", "rows_at", "stacked"]
+__all__ = ["BESIDE", "columns_at", "in_parts", "others", "rows_at", "stacked"]
 
 #: entries of matrices that lie beside each other: they stay in the processor's cache
 BESIDE = 2**18
@@ -38,14 +38,14 @@ def stacked(values: Sequence[Tensor]) -> Tensor:
 
 
 def rows_at(A: Tensor, at: Tensor) -> Tensor:
-    """Rows of each of several matrices, (R, m, k): `at` are their indices, (m,), or (R, m) where each has its own.
+    """Rows of one matrix or of several, (…, m, k): `at` are their indices, (m,), or (R, m) where each has its own.
 
     Example:
         >>> rows_at(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), torch.tensor([[1], [0]])).flatten().tolist()
         [2.0, 3.0]
     """
     if at.dim() == 1:
-        return A.index_select(1, at)
+        return A.index_select(-2, at)
     first = torch.arange(0, A.shape[0] * A.shape[1], A.shape[1], device=at.device)
     rows: Tensor = A.flatten(0, 1).index_select(0, (at + first[:, None]).flatten()).unflatten(0, at.shape)
     return rows
@@ -54,5 +54,16 @@ def rows_at(A: Tensor, at: Tensor) -> Tensor:
 def columns_at(A: Tensor, at: Tensor) -> Tensor:
     """Columns of each of several matrices, (R, k, m), by the same indices as `rows_at`."""
     if at.dim() == 1:
-        return A.index_select(2, at)
+        return A.index_select(-1, at)
     return A.gather(2, at[:, None].expand(-1, A.shape[1], -1))
+
+
+def others(at: Tensor, size: int) -> Tensor:
+    """Those of `size` indices that are not among some, (m,), or of each that has its own, (R, m).
+
+    Example:
+        >>> others(torch.tensor([[0, 2], [1, 2]]), 3).tolist()
+        [[1], [0]]
+    """
+    left = torch.ones(*at.shape[:-1], size, dtype=torch.bool, device=at.device).scatter_(-1, at, False)
+    return left.nonzero()[:, -1].reshape(*at.shape[:-1], -1)

@@ -164,6 +164,8 @@ def completed(path: Path, moments: Moments, total: float) -> Path:
     Args:
         path: from `select`. moments: of the units. total: the error of keeping none.
     """
+    if not path.added and path.kept.numel() + path.order.numel() == moments.mean.numel():
+        return path  # all vary
     live = varying(moments)
     if path.added and path.energy.numel() < path.order.numel():  # all that vary stay, and explain everything
         order = torch.cat([path.order[live[path.order]], path.order[~live[path.order]]])

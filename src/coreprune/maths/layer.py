@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from coreprune.maths.activation import Activation
+from coreprune.maths.beside import others, rows_at
 from coreprune.maths.propagate import Law
 
-__all__ = ["Coreset", "Layer", "Thin", "changed", "fixed", "rows_of"]
+__all__ = ["Coreset", "Layer", "Thin", "changed", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -196,14 +197,9 @@ class Coreset:
         return kept @ self.outgoing(layer.outgoing).T + self.constant(layer.outgoing)
 
 
-def rows_of(T: Tensor, at: Tensor) -> Tensor:
-    """Rows of several matrices, (…, m, k), each its own: `at` has their indices, (…, m)."""
-    return T.gather(-2, at[..., None].expand(*at.shape, T.shape[-1]))
-
-
 def fixed(T: Tensor, kept: Tensor) -> bool:
     """Whether each kept unit stands for itself, in all T of (…, n, k), which have kept units of their own, (…, k)."""
-    rows = rows_of(T, kept)
+    rows = rows_at(T, kept)
     return torch.equal(rows, torch.eye(T.shape[-1], dtype=T.dtype, device=T.device).expand_as(rows))
 
 
@@ -217,12 +213,12 @@ def changed(T: Tensor, kept: Tensor) -> Tensor:
     Returns:
         Indices, (m,), or of each, (…, m).
     """
-    own = kept.dim() > 1
-    rows = rows_of(T, kept) if own else T.index_select(-2, kept)
-    identity = torch.eye(kept.shape[-1], dtype=T.dtype, device=T.device).expand_as(rows)
-    changes = torch.ones(*kept.shape[:-1], T.shape[-2], dtype=torch.bool, device=T.device)
-    if torch.equal(rows, identity):
-        changes.scatter_(-1, kept, False)
-    elif not own:
-        changes[kept] = (rows != identity).any(-1).reshape(-1, len(kept)).any(0)
-    return changes.nonzero()[:, -1].reshape(*kept.shape[:-1], -1)
+    rows = rows_at(T, kept)
+    differs = rows != torch.eye(kept.shape[-1], dtype=T.dtype, device=T.device)
+    if not bool(differs.any()):
+        return others(kept, T.shape[-2])
+    if kept.dim() > 1:
+        return torch.arange(T.shape[-2]).expand(len(kept), -1)
+    changes = torch.ones(T.shape[-2], dtype=torch.bool, device=T.device)
+    changes[kept] = differs.any(-1).reshape(-1, len(kept)).any(0)
+    return changes.nonzero()[:, 0]

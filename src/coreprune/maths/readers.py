@@ -29,7 +29,7 @@ from torch import Tensor
 
 from coreprune.maths import lowrank
 from coreprune.maths.activation import activation
-from coreprune.maths.beside import columns_at, in_parts, rows_at, stacked
+from coreprune.maths.beside import columns_at, in_parts, others, rows_at, stacked
 from coreprune.maths.blocks import backward_blocks
 from coreprune.maths.gram import Moments
 from coreprune.maths.kernel import backwards, backwards_beside, completed, goes_forward, replaced, select, varying
@@ -86,16 +86,14 @@ def choose(readings: Sequence[Reading], units: int, keep: int | None = None) -> 
         return _few(*_pooled_thin(readings), keep)
     if len(readings) == 1 and readings[0].narrow:
         return _narrow_path(readings[0], keep)
-    G, M = _pooled(readings)
+    moments, M = _problem(readings)
     if blocks != {1} and len(blocks) == 1:
-        return backward_blocks(G, M, units, 1 if keep is None else keep)
-    none = G.new_zeros(units)
-    moments = Moments(readings[0].mean if len(readings) == 1 else none, G)
+        return backward_blocks(moments.covariance, M, units, 1 if keep is None else keep)
     if not goes_forward(units):
         path = backwards(moments, M, 1 if keep is None else keep)
     else:
         path = _forward(root(M), moments, keep)
-    return completed(path, moments, inner(G, M))
+    return completed(path, moments, inner(moments.covariance, M))
 
 
 def choose_beside(many: Sequence[Sequence[Reading]], units: int, keep: int) -> list[Path]:
@@ -106,14 +104,16 @@ def choose_beside(many: Sequence[Sequence[Reading]], units: int, keep: int) -> l
     """
     if goes_forward(units) or any(reading.block > 1 or reading.thin for readings in many for reading in readings):
         return [choose(readings, units, keep) for readings in many]
-    pooled = [_pooled(readings) for readings in many]
-    means = [readings[0].mean if len(readings) == 1 else torch.zeros_like(readings[0].mean) for readings in many]
-    moments = [Moments(mean, G) for mean, (G, _) in zip(means, pooled, strict=True)]
-    paths = backwards_beside(moments, [M for _, M in pooled], keep)
-    return [
-        path if path.order.numel() == units - keep and not path.added else completed(path, own, inner(G, M))
-        for path, own, (G, M) in zip(paths, moments, pooled, strict=True)
-    ]
+    moments, Ms = zip(*map(_problem, many), strict=True)
+    paths = zip(backwards_beside(moments, Ms, keep), moments, Ms, strict=True)
+    return [completed(path, own, inner(own.covariance, M)) for path, own, M in paths]
+
+
+def _problem(readings: Sequence[Reading]) -> tuple[Moments, Tensor]:
+    """Moments and M of the pooled problem, in which the means of several readers have no meaning."""
+    G, M = _pooled(readings)
+    mean = readings[0].mean
+    return Moments(mean if len(readings) == 1 else torch.zeros_like(mean), G), M
 
 
 def _narrow_path(reading: Reading, keep: int | None) -> Path:
@@ -208,17 +208,11 @@ def _with_constant(reading: Reading, kept: Tensor, mix: Tensor | Thin) -> Corese
 def _optimal(readings: Sequence[Reading], entries: Tensor) -> Tensor:
     """T of readers that are alike, (R, n·b, k·b), for the entries of the kept units."""
     G = stacked([reading.moments.covariance for reading in readings])
-    X, gone = columns_at(G, entries), _others(entries, G.shape[1])
+    X, gone = columns_at(G, entries), others(entries, G.shape[1])
     T, each = torch.zeros_like(X), slice(None) if gone.dim() == 1 else torch.arange(len(X))[:, None]
     T[each, gone] = solve(rows_at(X, entries), rows_at(X, gone))
     T[each, entries, torch.arange(X.shape[2])] = 1  # a kept unit is its own best replacement, exactly
     return T
-
-
-def _others(entries: Tensor, size: int) -> Tensor:
-    """Those of `size` that are not among the entries, (m,), or of each, (R, m)."""
-    left = torch.ones(*entries.shape[:-1], size, dtype=torch.bool).scatter_(-1, entries, False)
-    return left.nonzero()[:, -1].reshape(*entries.shape[:-1], -1)
 
 
 def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[float]:
@@ -239,8 +233,7 @@ def errors(readings: Sequence[Reading], coresets: Sequence[Coreset]) -> list[flo
             found.append(_narrow_error(part[0], mixed[0], entries))
             continue
         m = stacked([reading.mean for reading in part])
-        at_hand = [entries] * len(part) if entries.dim() == 1 else entries
-        T = stacked([_written_out(*each) for each in zip(mixed, part, at_hand, strict=True)])
+        T = stacked([_written_out(coreset, reading) for coreset, reading in zip(mixed, part, strict=True)])
         gap = _gaps(m, T, entries)
         if any(one.offset is not None for one in mixed):
             gap -= stacked([m[0] * 0 if one.offset is None else one.offset.to(m.dtype) for one in mixed])
@@ -259,7 +252,7 @@ def _thin_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
     """The same where samples are few."""
     G, W = cast(LowRank, reading.covariance), reading.matrix
     thin = isinstance(coreset.mix, Thin) and reading.block == 1
-    T = cast(Thin, coreset.mix).to(reading.mean.dtype) if thin else _written_out(coreset, reading, entries)
+    T = cast(Thin, coreset.mix).to(reading.mean.dtype) if thin else _written_out(coreset, reading)
     return lowrank.residual(G, W, entries, T, reading.squares) + _error_of_mean(reading, coreset, T, entries)
 
 
@@ -269,7 +262,7 @@ def _narrow_error(reading: Reading, coreset: Coreset, entries: Tensor) -> float:
     With V the columns of W at what changes, and Z those at what stays as it is, V X = Y_S − Z G_ZS.
     """
     G, W, Y = cast(Tensor, reading.covariance), reading.matrix, reading.through
-    T = _written_out(coreset, reading, entries)
+    T = _written_out(coreset, reading)
     at = changed(T, entries)
     inside = G[entries][:, entries]
     stays = torch.isin(entries, at, invert=True)  # of the kept ones
@@ -290,13 +283,13 @@ def _error_of_mean(reading: Reading, coreset: Coreset, T: Tensor | Thin, entries
     return float((reading.matrix @ gap).square().sum())
 
 
-def _written_out(coreset: Coreset, reading: Reading, entries: Tensor) -> Tensor:
+def _written_out(coreset: Coreset, reading: Reading) -> Tensor:
     """T, (n·b, k·b)."""
     T = coreset.mix.to(reading.mean.dtype)
     if isinstance(T, Thin):
         return T.dense()
     if T.dim() == 1:
-        each = T.repeat_interleave(reading.block)
+        each, entries = T.repeat_interleave(reading.block), _entries([coreset.indices], reading.block)
         T = each.new_zeros(reading.mean.numel(), entries.numel())
         T[entries, torch.arange(entries.numel())] = each
     return T

@@ -30,6 +30,7 @@ __all__ = ["Path", "at_once", "backward", "dropped", "dropped_beside", "forward"
 _NOISE = 1e-10  # a residual variance below this share of a unit's own is rounding
 COPY = 2.5  # times the ridge, up to which a residual variance is that of a copy
 BLOCK = 64  # units that are dropped between two updates of the rest
+CANDIDATES = 4  # for each of them
 
 
 @dataclass(frozen=True)
@@ -166,11 +167,11 @@ def dropped(H: Tensor, E: Tensor, k: int, *, block: int = BLOCK) -> Path:
         if left < 0.8 * at.numel():
             at, H, E, alive = at[alive], H[alive][:, alive], E[alive][:, alive], alive[alive]
         size = min(block, left - k)
-        if 4 * size >= left == at.numel():  # all are candidates
+        if CANDIDATES * size >= left == at.numel():  # all are candidates
             gone, costs = greedy(H, E, size)
         else:
             score = torch.where(alive, E.diagonal() / H.diagonal().clamp(min=1e-30), torch.inf)
-            cheap = torch.topk(score, min(4 * size, left), largest=False).indices
+            cheap = torch.topk(score, min(CANDIDATES * size, left), largest=False).indices
             chosen, costs = greedy(H[cheap][:, cheap], E[cheap][:, cheap], size)
             gone = cheap[chosen]
         alive[gone] = False
@@ -188,7 +189,7 @@ def dropped(H: Tensor, E: Tensor, k: int, *, block: int = BLOCK) -> Path:
 
 def at_once(n: int, k: int) -> bool:
     """Whether `dropped` goes from n units to k by the exact greedy alone, among all of them and in one block."""
-    return n <= 4 * min(n - k, BLOCK) and n - k <= BLOCK
+    return n - k <= BLOCK and n <= CANDIDATES * (n - k)
 
 
 def dropped_beside(H: Tensor, E: Tensor, k: int) -> list[Path | None]:

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreprune.maths.layer import Thin, fixed, rows_of
+from coreprune.maths.beside import rows_at
+from coreprune.maths.layer import Thin, fixed
 from coreprune.model.site import Ids, Location
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _part(many: Sequence[_Placed], before: Ids, after: Ids, device: torch.device
             mask = np.ones(each.shape[:2], dtype=bool)
             np.put_along_axis(mask, kept, False, 1)
             gone = mask.nonzero()[1].reshape(len(many), -1)
-            T = rows_of(T, torch.from_numpy(gone).to(T.device))
+            T = rows_at(T, torch.from_numpy(gone).to(T.device))
     if not alone:
         return _Part(T.to(device), runs(before[each.ravel()], device), put)
     # a unit that stays stands for itself
